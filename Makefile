@@ -70,6 +70,11 @@ chaos: setup ## a storm over the recorder: kills, restarts, cuts; then what was 
 chaos-short: ## the same in a few minutes
 	@$(MAKE) --no-print-directory chaos CHAOS="--short $(CHAOS)"
 
+# BENCH="--only one limit --events 500000" measures some of it; --help lists all.
+.PHONY: bench
+bench: setup ## how fast: the recorder against COPY's limit and a plain Faust pipeline (minutes; wants a quiet machine)
+	$(BIN)/python -m bench.recorder $(BENCH)
+
 .PHONY: docs
 docs: setup ## write the generated pages of docs/ from the code
 	$(BIN)/python -m flywheel.tools.docs

@@ -9,21 +9,12 @@ add to the reward.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from flywheel.events import (
-    Event,
-    Failure,
-    LLMCall,
-    ProviderAccess,
-    Reward,
-    Step,
-    TrajectoryEnded,
-    TrajectoryStarted,
-)
+from flywheel.events import Event, Failure
 from flywheel.trajectory import ADDED
 
 #: Most tokens that one call can plausibly report; more would overflow the sums.
@@ -59,9 +50,11 @@ class End(NamedTuple):
     final_pnl: float | None
 
 
-@dataclass(slots=True)
+@dataclass(init=False)
 class Delta:
-    """What some events add to one trajectory."""
+    """What some events add to one trajectory. One is made for every event: what it adds nothing to stays the class's
+    attribute.
+    """
 
     trajectory_id: str
     agent_id: str
@@ -80,6 +73,18 @@ class Delta:
     completion_tokens: int = 0
     start: Start | None = None
     end: End | None = None
+
+    def __init__(self, trajectory_id: str, agent_id: str, first_event_at: datetime, seq_max: int) -> None:
+        self.trajectory_id = trajectory_id
+        self.agent_id = agent_id
+        self.first_event_at = first_event_at
+        self.seq_max = seq_max
+
+    def copy(self) -> Delta:
+        """Return another one that adds the same."""
+        other = Delta.__new__(Delta)
+        other.__dict__.update(self.__dict__)
+        return other
 
     def absorb(self, other: Delta) -> None:
         """Add what other events of the same trajectory add. Commutative and associative."""
@@ -108,31 +113,31 @@ def delta_of(event: Event, time: datetime) -> Delta:
     measure.
     """
     delta = Delta(event.trajectory_id, event.agent_id, time, event.seq)
-    match event:
-        case Step():
-            delta.steps = 1
-            _reward(delta, event.reward)
-        case LLMCall():
-            delta.llm_calls = 1
-            delta.untrainable_calls = int(not event.trainable)
-            delta.infrastructure_failures = int(event.failure is Failure.INFRASTRUCTURE)
-            delta.prompt_tokens = _tokens(event.usage.prompt_tokens, event.prompt_token_ids)
-            delta.completion_tokens = _tokens(event.usage.completion_tokens, event.completion_token_ids)
-        case ProviderAccess():
-            delta.provider_accesses = 1
-        case Reward():
-            delta.rewards = 1
-            _reward(delta, event.value if event.reward_kind in ADDED else None)
-        case TrajectoryStarted():
-            delta.start = Start(
-                event.seq, event.event_id, time, event.agent_id, event.scenario_id, event.group_id, event.group_size,
-                event.episode_id, event.split, event.channel, event.model_version,
-            )  # fmt: skip
-        case TrajectoryEnded():
-            delta.end = End(
-                event.seq, event.event_id, time, event.status, event.failure and event.failure.value, event.error,
-                event.final_balance, event.final_pnl,
-            )  # fmt: skip
+    # By kind, not by class: the hot path has structs that look like the models.
+    if event.kind == "step":
+        delta.steps = 1
+        _reward(delta, event.reward)
+    elif event.kind == "llm_call":
+        delta.llm_calls = 1
+        delta.untrainable_calls = int(not event.trainable)
+        delta.infrastructure_failures = int(event.failure is Failure.INFRASTRUCTURE)
+        delta.prompt_tokens = _tokens(event.usage.prompt_tokens, event.prompt_token_ids)
+        delta.completion_tokens = _tokens(event.usage.completion_tokens, event.completion_token_ids)
+    elif event.kind == "provider_access":
+        delta.provider_accesses = 1
+    elif event.kind == "reward":
+        delta.rewards = 1
+        _reward(delta, event.value if event.reward_kind in ADDED else None)
+    elif event.kind == "trajectory_started":
+        delta.start = Start(
+            event.seq, event.event_id, time, event.agent_id, event.scenario_id, event.group_id, event.group_size,
+            event.episode_id, event.split, event.channel, event.model_version,
+        )  # fmt: skip
+    else:
+        delta.end = End(
+            event.seq, event.event_id, time, event.status, event.failure and event.failure.value, event.error,
+            event.final_balance, event.final_pnl,
+        )  # fmt: skip
     return delta
 
 
@@ -142,7 +147,7 @@ def aggregate(deltas: Iterable[Delta]) -> list[Delta]:
     for delta in deltas:
         known = merged.get(delta.trajectory_id)
         if known is None:
-            merged[delta.trajectory_id] = replace(delta)
+            merged[delta.trajectory_id] = delta.copy()
         else:
             known.absorb(delta)
     return [merged[trajectory_id] for trajectory_id in sorted(merged)]

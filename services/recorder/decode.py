@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from flywheel.errors import PoisonError
-from flywheel.events import parse
+from flywheel.events import Event, parse
 from flywheel.stream.record import Record
+from services.recorder import lean
 from services.recorder.aggregate import Delta, delta_of
 
 #: A JSON escape of NUL that is not itself escaped: the one character that Postgres can hold in no text, and in no
@@ -35,8 +35,7 @@ class Row(NamedTuple):
     body: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """An event as it will be stored, and what it adds to its trajectory."""
 
     row: Row
@@ -52,7 +51,7 @@ def decode(record: Record) -> Decoded:
     raw = record.value
     if raw is None:
         raise PoisonError("no_value", "a record without a value is no event")
-    event = parse(raw)
+    event = lean.read(raw) or parse(raw)
     if b"\\u0000" in raw and _NUL.search(raw):
         raise PoisonError("nul", "the event holds the character NUL, which the database cannot")
     try:
@@ -61,16 +60,13 @@ def decode(record: Record) -> Decoded:
     except OverflowError as error:
         raise PoisonError("schema", f"out of range: {error}") from None
     row = Row(
-        event_id=event.event_id,
-        trajectory_id=event.trajectory_id,
-        seq=event.seq,
-        kind=event.kind,
-        step=getattr(event, "step", None),
-        agent_id=event.agent_id,
-        time=time,
-        digest=hashlib.blake2b(raw, digest_size=16).digest(),
-        src_partition=record.partition,
-        src_offset=record.offset,
-        body=raw.decode(),
-    )
+        event.event_id, event.trajectory_id, event.seq, event.kind, _step(event), event.agent_id, time,
+        hashlib.blake2b(raw, digest_size=16).digest(), record.partition, record.offset, raw.decode(),
+    )  # fmt: skip
     return Decoded(row, delta)
+
+
+def _step(event: Event) -> int | None:
+    if event.kind == "trajectory_started" or event.kind == "trajectory_ended":
+        return None  # an unknown field of theirs may be called so
+    return event.step

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+
+import uvloop
 
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, RecorderSettings, ServiceSettings
@@ -51,7 +54,10 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
 def main() -> int:
     """Read the settings, run, and return the exit status."""
     connections, settings = Connections.load(), RecorderSettings.load()
-    return asyncio.run(
+    # Events are many small objects without cycles: looking for cycles as often as by default takes a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    return uvloop.run(
         run_service(
             "recorder",
             ServiceSettings.load(),

@@ -135,7 +135,7 @@ def test_repeats_of_one_record_are_shown_once_with_their_count() -> None:
     listing = Listing(10, Marks())
     for at in (1, 2, 3):
         listing.add(buried(source(), at))
-    listing.add(buried(replace(source(), timestamp_ms=1_701), 4))  # the topic was made anew: another record
+    listing.add(buried(source()._replace(timestamp_ms=1_701), 4))  # the topic was made anew: another record
     assert [(row.letter.place.offset, row.times) for row in listing.rows()] == [(1, 3), (4, 1)]
     assert "written 3 times" in list_text(listing.rows(), listing.sums())
 
@@ -162,7 +162,7 @@ def test_a_mark_is_for_one_letter_its_repeats_and_no_letter_of_a_topic_made_anew
     assert marks.has(buried(source(), 7))
     assert marks.has(buried(source(), 8))
     assert not marks.has(buried(source(offset=43), 8))
-    assert not marks.has(buried(replace(source(), timestamp_ms=1_900), 7, written_ms=9_000))
+    assert not marks.has(buried(source()._replace(timestamp_ms=1_900), 7, written_ms=9_000))
 
 
 def test_each_letter_goes_back_once_unless_somebody_insists() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from flywheel import metrics
 from flywheel.errors import PoisonError
 from flywheel.log import get_logger
@@ -38,7 +36,7 @@ class DeadLetters:
             await self._producer.send_and_wait(topic, key, record.value, headers)
         except PoisonError:
             value = record.value or b""
-            headers = dead_headers(replace(record, headers=()), error, attempts, self._service)
+            headers = dead_headers(record._replace(headers=()), error, attempts, self._service)
             headers[CUT_FROM] = str(len(value))
             await self._producer.send_and_wait(topic, (key or b"")[:_CUT_KEY_BYTES], value[:_CUT_BYTES], headers)
         metrics.DEAD.labels(record.topic, error.reason).inc()

@@ -151,7 +151,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
                 records = await self._poll(consumer, self._batch_records - len(batch))
                 if records and not batch:
                     began = time.monotonic()
-                size += sum(len(record.value or b"") for record in records)
+                size += sum([len(record.value or b"") for record in records])
                 batch += await self._decode(source, records)
         finally:
             if writing is not None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Headers to send: text goes as UTF-8, bytes as they are.
 Headers = Mapping[str, str | bytes | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One Kafka record: where it lies, what it holds, when the broker or its producer stamped it (ms since the
-    epoch).
+    epoch). A tuple, because it is made for every event.
     """
 
     topic: str

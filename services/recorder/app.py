@@ -22,6 +22,7 @@ from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
 from services.recorder.decode import Decoded, decode
+from services.recorder.idle import IdleRules
 from services.recorder.store import Store, Written
 
 _log = get_logger(__name__)
@@ -69,11 +70,12 @@ async def close_silent(
     *, health: Health, stop: asyncio.Event,
 ) -> None:  # fmt: skip
     """Close trajectories that went silent, until ``stop``; never while events wait in Kafka that may belong to them."""
-    interval = min(5.0, settings.idle_close_s / 4)
+    idle = IdleRules(settings.idle_close_s, settings.idle_close_by_scenario)
+    interval = min(5.0, idle.shortest_s / 4)
 
     async def look() -> None:
         metrics.TRAJECTORIES_OPEN.set(await store.open_trajectories())
-        while loop.lag == 0 and (closed := await store.close_idle(settings.idle_close_s)):
+        while loop.lag == 0 and (closed := await store.close_idle(idle)):
             metrics.TRAJECTORIES_CLOSED.labels("incomplete").inc(len(closed))
             relay.nudge()
             _log.info("closed silent trajectories", count=len(closed), first=closed[0].trajectory_id)

@@ -123,10 +123,15 @@ RETURNING {", ".join(_ANNOUNCED)}
 """
 
 #: Silent by the database's clock, never by the agents'. Rows that somebody writes right now are not silent: skipped.
+#: An index finds those whose first event is older than the shortest silence ($1) that any scenario may have; the first
+#: pattern that fits says how long a scenario's is, $3 where none does.
 CLOSE_IDLE = f"""
 WITH idle AS (
-    SELECT trajectory_id FROM trajectories
-     WHERE status = 'open' AND last_ingested_at < clock_timestamp() - make_interval(secs => $1)
+    SELECT trajectory_id FROM trajectories AS t
+     WHERE status = 'open' AND first_ingested_at < now() - make_interval(secs => $1)
+       AND last_ingested_at < now() - make_interval(secs => coalesce(
+             (SELECT seconds FROM unnest($4::text[], $5::float8[]) WITH ORDINALITY AS rule (pattern, seconds, rank)
+               WHERE t.scenario_id LIKE pattern ORDER BY rank LIMIT 1), $3))
      ORDER BY trajectory_id LIMIT $2 FOR UPDATE SKIP LOCKED)
 UPDATE trajectories AS t SET status = 'incomplete', revision = t.revision + 1, closed_at = clock_timestamp()
   FROM idle WHERE t.trajectory_id = idle.trajectory_id

@@ -19,6 +19,7 @@ from services.recorder import statements as sql
 from services.recorder.aggregate import aggregate
 from services.recorder.decode import Decoded
 from services.recorder.dedupe import contradictions, unique
+from services.recorder.idle import IdleRules
 
 _CLOSE_AT_ONCE = 500
 
@@ -84,10 +85,11 @@ class Store:
             announced = await self._merge(conn, new) if new else []
             return Written(new, len(events) - len(new), announced)
 
-    async def close_idle(self, idle_s: float) -> list[TrajectoryClosed]:
-        """Close, as incomplete, some open trajectories that were silent for ``idle_s`` seconds, and announce them."""
+    async def close_idle(self, idle: IdleRules) -> list[TrajectoryClosed]:
+        """Close, as incomplete, some open trajectories that were silent for as long as ``idle`` says; announce them."""
+        values = (idle.shortest_s, _CLOSE_AT_ONCE, idle.default_s, *idle.ranked())
         async with self._pool.acquire() as conn, conn.transaction():
-            return await _announce(conn, await conn.fetch(sql.CLOSE_IDLE, idle_s, _CLOSE_AT_ONCE))
+            return await _announce(conn, await conn.fetch(sql.CLOSE_IDLE, *values))
 
     async def open_trajectories(self) -> int:
         """Return how many trajectories have not ended."""

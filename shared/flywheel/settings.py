@@ -74,6 +74,11 @@ class RecorderSettings(Section):
     idle_close_s: Seconds = Field(
         default=900.0, description="an open trajectory without events for this long is closed as incomplete"
     )
+    idle_close_by_scenario: dict[str, Seconds] = Field(
+        default_factory=dict,
+        description='the same for some scenarios, as JSON: {"market-*": 30}; * and ? stand for any text and any'
+        " character, and of several that fit the one with the most other characters holds",
+    )
     dead_share_limit: float = Field(
         default=0.5,
         gt=0,

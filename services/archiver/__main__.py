@@ -16,6 +16,7 @@ from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.producer import Producer
 from flywheel.topics import TRAJECTORIES
 from services.archiver.app import Archiver
+from services.archiver.days import DayKeeper
 
 _GROUP = "flywheel-archiver"
 
@@ -41,6 +42,7 @@ async def run(service: Service, connections: Connections, settings: ArchiverSett
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(relay.run(drained))
             archiving = tasks.create_task(archiver.run(service.stop))
+            tasks.create_task(DayKeeper(pool, objects, settings, service.health).run(service.stop))
             await app.run(service.stop)
             await archiving
             drained.set()  # only now: what the last handler enqueued is published too

@@ -32,6 +32,7 @@ class Closed:
     scenario_id: str | None
     group_id: str | None
     group_size: int | None
+    archived: bool = False  # some of its events are of a day that is archived, and perhaps dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ def unfit(trajectory: Closed) -> str | None:
     """Return why a trajectory is not trained on, or None if it is.
 
     Held-out play measures; failed infrastructure says nothing about how well the agent played; without an end there is
-    no outcome; without steps there is nothing to learn from; with holes what was played is not known. A late event that
-    fills the last hole makes it fit.
+    no outcome; without steps there is nothing to learn from; of a day that retention has put away there are no events
+    at hand; with holes what was played is not known. A late event that fills the last hole makes it fit.
     """
     if trajectory.split != "train":
         return "held_out"
@@ -70,6 +71,8 @@ def unfit(trajectory: Closed) -> str | None:
         return "incomplete"
     if trajectory.steps == 0:
         return "no_steps"
+    if trajectory.archived:
+        return "archived"
     if trajectory.missing:
         return MISSING_EVENTS
     return None

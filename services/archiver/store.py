@@ -25,7 +25,9 @@ _ARCHIVER_LOCK = 0x61726368  # "arch"
 _CLOSED = (
     "SELECT t.trajectory_id, t.revision, coalesce(t.channel, $1) AS channel, t.status, t.failure, t.split, t.steps,"
     " t.missing,"
-    " t.scenario_id, t.group_id, t.group_size FROM trajectories t WHERE t.revision > 0"
+    " t.scenario_id, t.group_id, t.group_size,"
+    " EXISTS (SELECT 1 FROM archived_trajectories a WHERE a.trajectory_id = t.trajectory_id) AS archived"
+    " FROM trajectories t WHERE t.revision > 0"
 )
 
 #: Most events held in memory at once while a batch is written; a single trajectory may have more.
@@ -258,5 +260,6 @@ async def _with_events(conn: Connection, portion: Sequence[asyncpg.Record]) -> l
             bodies[row["trajectory_id"]],
         )
         for row in portion
-        if bodies[row["trajectory_id"]]
+        # Fewer than were recorded: some are of a day that was archived and dropped.
+        if bodies[row["trajectory_id"]] and len(bodies[row["trajectory_id"]]) >= row["events"]
     ]

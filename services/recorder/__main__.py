@@ -19,6 +19,7 @@ from flywheel.stream.producer import Producer
 from flywheel.stream.share import DeadShare
 from flywheel.topics import EVENTS
 from services.recorder.app import Recorder, close_silent
+from services.recorder.days import keep_making, make_ahead
 from services.recorder.store import Store, prepare
 
 _GROUP = "flywheel-recorder"
@@ -30,12 +31,13 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
     producer = Producer(connections.kafka, client_id=_GROUP)
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
+        await service.until_it_works("postgres", lambda: make_ahead(pool, settings.days_ahead))
         await service.until_it_works("kafka", producer.start)
         await service.until_it_works("kafka", lambda: ensure_topics(connections.kafka))
         relay = OutboxRelay(pool, producer, service.health)
         store = Store(pool, consumer=_GROUP, topic=EVENTS.name)
         loop = EventsLoop(
-            connections.kafka, EVENTS, _GROUP, Recorder(store, relay),
+            connections.kafka, EVENTS, _GROUP, Recorder(store, relay, pool),
             dead=DeadLetters(producer, service.name),
             share=DeadShare(settings.dead_share_limit, settings.dead_window),
             health=service.health, batch_records=settings.batch_events, batch_wait_ms=settings.batch_wait_ms,
@@ -44,6 +46,7 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(relay.run(drained))
             tasks.create_task(close_silent(store, relay, loop, settings, health=service.health, stop=service.stop))
+            tasks.create_task(keep_making(pool, settings.days_ahead, health=service.health, stop=service.stop))
             await loop.run(service.stop)
             drained.set()  # only now: what the last batch announced is published too
     finally:

@@ -2,7 +2,8 @@
 
 ``flywheel.events`` → rows of ``events`` and ``trajectories``; a trajectory that ended, or changed afterwards, is
 announced on ``flywheel.trajectories`` through the outbox. What cannot be stored goes to ``flywheel.events.dead``.
-Beside that, every few seconds: trajectories that went silent are closed as incomplete.
+Beside that, every few seconds: trajectories that went silent are closed as incomplete; and now and then the partitions
+of the coming days are made.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import asyncpg
 
 from flywheel import metrics
 from flywheel.health import Health
@@ -21,6 +24,7 @@ from flywheel.stream.events_loop import EventsLoop
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
+from services.recorder.days import too_late
 from services.recorder.decode import Decoded, decode
 from services.recorder.idle import IdleRules
 from services.recorder.store import Store, Written
@@ -31,8 +35,9 @@ _log = get_logger(__name__)
 class Recorder:
     """The sink of the events loop: decodes, stores, counts, and has what was announced published at once."""
 
-    def __init__(self, store: Store, relay: OutboxRelay) -> None:
+    def __init__(self, store: Store, relay: OutboxRelay, pool: asyncpg.Pool) -> None:
         self._store = store
+        self._pool = pool
         self._relay = relay
 
     def decode(self, record: Record) -> Decoded:
@@ -45,8 +50,12 @@ class Recorder:
 
     async def write(self, items: Sequence[Item[Decoded]], moves: Sequence[Move]) -> None:
         """Store a batch in one transaction."""
-        with metrics.WRITE_SECONDS.time():
-            written = await self._store.write([item.value for item in items if item.value is not None], moves)
+        events = [item.value for item in items if item.value is not None]
+        try:
+            with metrics.WRITE_SECONDS.time():
+                written = await self._store.write(events, moves)
+        except asyncpg.CheckViolationError as error:
+            raise await too_late(self._pool, error, events) from error
         self._count(written)
 
     def _count(self, written: Written) -> None:

@@ -43,6 +43,7 @@ DURABLE_SECONDS = Histogram(
 TRAJECTORIES_OPEN = Gauge("flywheel_recorder_open_trajectories", "trajectories that have not ended yet")
 TRAJECTORIES_CLOSED = Counter("flywheel_recorder_closed_total", "trajectories closed", ["status"])
 TRAJECTORIES_REVISED = Counter("flywheel_recorder_revised_total", "revisions by events after the close")
+DAYS_AHEAD = Gauge("flywheel_recorder_ahead_days", "days after today whose partition is made")
 
 # -- archiver ------------------------------------------------------------------------------------------------
 ARCHIVE_QUEUED = Counter("flywheel_archiver_queued_total", "closed trajectories that were queued for training")
@@ -55,6 +56,14 @@ BATCHES_READY = Counter("flywheel_archiver_batches_total", "batches that became 
 BATCH_SECONDS = Histogram("flywheel_archiver_batch_seconds", "one batch: written and marked ready", buckets=_SECONDS)
 ARCHIVED_BYTES = Counter("flywheel_archiver_archived_bytes_total", "bytes of data files of ready batches")
 ARCHIVED_TRAJECTORIES = Counter("flywheel_archiver_archived_trajectories_total", "trajectories in ready batches")
+EVENT_DAYS = Gauge("flywheel_archiver_event_days", "days of events: open, sealed, archived, dropped", ["state"])
+OLDEST_DAY = Gauge("flywheel_archiver_oldest_age_days", "age of the oldest day whose events are in the database")
+OVERDUE_DAYS = Gauge("flywheel_archiver_overdue_days", "days past their time whose events are in the database still")
+DAY_SECONDS = Histogram(
+    "flywheel_archiver_day_seconds", "one day: written to the object store and read back", buckets=_SECONDS
+)
+DAY_EVENTS = Counter("flywheel_archiver_day_events_total", "events in archived days")
+DAY_BYTES = Counter("flywheel_archiver_day_bytes_total", "bytes of data files of archived days")
 
 # -- trainer -------------------------------------------------------------------------------------------------
 TRAINING_JOBS = Counter("flywheel_trainer_jobs_total", "jobs ended: completed, failed, lost to another", ["status"])

@@ -11,13 +11,21 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flywheel.messages import DEFAULT_CHANNEL
-from flywheel.topics import MAX_EVENT_BYTES
+from flywheel.topics import EVENTS, MAX_EVENT_BYTES
 
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _outlives_topic(days: int) -> int:
+    """Refuse to drop what a replay of the topic would bring back."""
+    kept = EVENTS.retention_days or 0
+    if days <= kept:
+        raise ValueError(f"must be more than {kept} days: {EVENTS.name} is kept for so long, and may be replayed")
+    return days
 
 
 def env_file() -> Path:
@@ -79,6 +87,9 @@ class RecorderSettings(Section):
         description='the same for some scenarios, as JSON: {"market-*": 30}; * and ? stand for any text and any'
         " character, and of several that fit the one with the most other characters holds",
     )
+    days_ahead: int = Field(
+        default=3, ge=1, le=30, description="how many days ahead the partitions of the table events are made"
+    )
     dead_share_limit: float = Field(
         default=0.5,
         gt=0,
@@ -105,6 +116,12 @@ class ArchiverSettings(Section):
     )
     check_interval_s: Seconds = Field(default=1.0, description="how often readiness is judged without news")
     part_trajectories: int = Field(default=1000, ge=1, description="trajectories in one data file")
+    retention_days: Annotated[int, AfterValidator(_outlives_topic)] | None = Field(
+        default=None,
+        description="days older than this are archived in the object store and dropped from the database;"
+        " none: events stay for ever",
+    )
+    retention_check_s: Seconds = Field(default=600.0, description="how often days past their time are looked for")
 
 
 class TrainerSettings(Section):

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from flywheel.events import Action, Event, LLMCall, Message, Step, TrajectoryEnded, TrajectoryStarted, dump
+from flywheel.storage.postgres import Connection
 from flywheel.trajectory import Trajectory, assemble
 
 START = datetime(2026, 11, 23, 4, 0, tzinfo=UTC)
@@ -49,7 +50,7 @@ def play(
     return events
 
 
-async def store_play(conn: asyncpg.Connection | asyncpg.Pool, events: Sequence[Event]) -> Trajectory:
+async def store_play(conn: Connection | asyncpg.Pool, events: Sequence[Event]) -> Trajectory:
     """Insert the events of one trajectory and its row; return it whole."""
     whole = assemble(events)
     whole = whole.model_copy(update={"revision": int(whole.ended_at is not None)})

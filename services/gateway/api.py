@@ -39,6 +39,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         401: "The token is missing or wrong.",
         404: "There is no such thing.",
+        410: "Its events were archived and dropped from the database; the answer says where they are.",
         422: "A parameter does not fit.",
         503: "The database is away; Retry-After says when to come again.",
     }.items()
@@ -149,7 +150,8 @@ def api(pool: asyncpg.Pool, figures: Figures) -> APIRouter:
     async def export(query: Annotated[ExportQuery, Query()]) -> ArtExport:
         """Closed trajectories with a reward as ART JSON Lines, oldest first, one snapshot of the database.
 
-        `X-Flywheel-Without-Reward` says how many closed trajectories were left out for want of a reward.
+        `X-Flywheel-Without-Reward` says how many closed trajectories were left out for want of a reward,
+        `X-Flywheel-Archived` how many with one, because events of theirs were archived and dropped from the database.
         """
         return ArtExport(store.export(pool, query), gate)
 

@@ -48,6 +48,7 @@ class ArtExport(StreamingResponse):
             return await busy(scope, receive, send)
         async with self._gate, self._opening as export:
             self.headers["X-Flywheel-Without-Reward"] = str(export.without_reward)
+            self.headers["X-Flywheel-Archived"] = str(export.archived)
             self.body_iterator = _lines(export.chunks)
             return await super().__call__(scope, receive, send)
 

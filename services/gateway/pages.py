@@ -60,6 +60,8 @@ def pages(pool: asyncpg.Pool, figures: Figures) -> APIRouter:
     async def trajectory(trajectory_id: Annotated[Identifier, Path()]) -> HTMLResponse:
         try:
             whole = await store.trajectory(pool, trajectory_id)
+        except store.ArchivedError as error:
+            return render("archived.html", status=410, trajectory_id=trajectory_id, why=str(error))
         except Exception as error:
             return _unavailable(render, error)
         if whole is None:

@@ -40,6 +40,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem document."""
     handlers: list[tuple[type[Exception], Handler]] = [
         (NotFoundError, _not_found),
+        (store.ArchivedError, _archived),
         (CursorError, _cursor),
         (RequestValidationError, _invalid),
         (HTTPException, _http),
@@ -54,6 +55,10 @@ def install(app: FastAPI) -> None:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     return problem(404, str(error), instance=request.url.path)
+
+
+async def _archived(request: Request, error: Exception) -> Response:
+    return problem(410, str(error), instance=request.url.path)
 
 
 async def _cursor(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import asyncpg
 from pydantic_core import from_json
 
 from flywheel.events import parse
+from flywheel.naming import day_manifest
 from flywheel.storage import postgres
 from flywheel.trajectory import Trajectory, assemble
 from services.gateway import cursor
@@ -47,10 +48,19 @@ _MEMBER = """SELECT q.trajectory_id, q.revision, q.latest_revision, q.group_id, 
                     t.model_version, t.total_reward
                FROM archive_queue q LEFT JOIN trajectories t USING (trajectory_id)
               WHERE q.batch_id = $1 ORDER BY q.group_id, q.trajectory_id"""
+#: The days that hold events of trajectory $1 and were dropped from the database.
+_GONE = """SELECT a.day FROM archived_trajectories a JOIN event_days d USING (day)
+            WHERE a.trajectory_id = $1 AND d.state = 'dropped' ORDER BY a.day"""
+_WHOLE = """NOT EXISTS (SELECT FROM archived_trajectories a JOIN event_days d USING (day)
+                         WHERE a.trajectory_id = trajectories.trajectory_id AND d.state = 'dropped')"""
 #: Columns that hold JSON as text.
 JSON_COLUMNS = frozenset({"body", "counts", "metrics", "evaluation", "artifact"})
 
 Row = TypeVar("Row", bound=View)
+
+
+class ArchivedError(Exception):
+    """Events that were asked for are no longer in the database; the message says where they are."""
 
 
 def away(error: BaseException) -> str | None:
@@ -107,15 +117,17 @@ async def trajectories(pool: asyncpg.Pool, query: TrajectoryQuery) -> Page[Traje
 
 
 async def events(pool: asyncpg.Pool, trajectory_id: str, query: PageQuery) -> Page[EventRow]:
-    """Return the events of a trajectory in the order of ``seq``, as they arrived."""
-    return await page(
+    """Return the events of a trajectory in the order of ``seq``, as they arrived. Raises ArchivedError."""
+    found = await page(
         pool, EventRow, _EVENT, _EVENTS, query,
         scope=trajectory_id, conditions=["trajectory_id = $1"], values=[trajectory_id],
     )  # fmt: skip
+    await _must_be_whole(pool, trajectory_id)
+    return found
 
 
 async def trajectory(pool: asyncpg.Pool, trajectory_id: str) -> Trajectory | None:
-    """Return one trajectory whole, or None. Events and revision are of one moment."""
+    """Return one trajectory whole, or None. Events and revision are of one moment. Raises ArchivedError."""
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         revision = await conn.fetchval(
             "SELECT revision FROM trajectories WHERE trajectory_id = $1", trajectory_id, timeout=QUERY_S
@@ -123,7 +135,18 @@ async def trajectory(pool: asyncpg.Pool, trajectory_id: str) -> Trajectory | Non
         if revision is None:
             return None
         bodies = await conn.fetch("SELECT body FROM events WHERE trajectory_id = $1", trajectory_id, timeout=QUERY_S)
+    await _must_be_whole(pool, trajectory_id)
     return await asyncio.to_thread(_assemble, [row["body"] for row in bodies], revision)
+
+
+async def _must_be_whole(pool: asyncpg.Pool, trajectory_id: str) -> None:
+    """Raise ArchivedError where events are gone. Asked after they were read: a drop in between is noticed."""
+    if gone := await pool.fetch(_GONE, trajectory_id, timeout=QUERY_S):
+        places = ", ".join(day_manifest(row["day"]) for row in gone)
+        raise ArchivedError(
+            f"Events of trajectory {trajectory_id} were archived and dropped from the database. They are in the object"
+            f" store: {places}. Its figures stay in /api/v1/trajectories."
+        )
 
 
 async def batches(pool: asyncpg.Pool, query: PageQuery) -> Page[BatchRow]:
@@ -158,6 +181,7 @@ class Export:
     """An export that is under way: what it leaves out, and the trajectories in chunks."""
 
     without_reward: int
+    archived: int
     chunks: AsyncIterator[list[Trajectory]]
 
 
@@ -165,21 +189,27 @@ class Export:
 async def export(pool: asyncpg.Pool, chosen: TrajectoryFilter) -> AsyncIterator[Export]:
     """Open an export of the closed trajectories that fit, oldest first: one snapshot, in memory a chunk at a time.
 
-    Trajectories without a reward are counted and left out. The snapshot ends with the context.
+    Trajectories without a reward, or with events that were archived and dropped, are counted and left out. The snapshot
+    ends with the context.
     """
     conditions, values = chosen.conditions()
     where = " AND ".join(["revision > 0", *conditions])
     async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
         await conn.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{EXPORT_IDLE_S}s'")
+        await conn.execute("LOCK TABLE events IN ACCESS SHARE MODE")  # before the snapshot: no day is dropped under it
         without = await conn.fetchval(
             f"SELECT count(*) FROM trajectories WHERE {where} AND reward_count = 0", *values, timeout=QUERY_S
         )
+        archived = await conn.fetchval(
+            f"SELECT count(*) FROM trajectories WHERE {where} AND reward_count > 0 AND NOT {_WHOLE}", *values,
+            timeout=QUERY_S,
+        )  # fmt: skip
         rows = conn.cursor(
-            f"""SELECT trajectory_id, revision FROM trajectories WHERE {where} AND reward_count > 0
+            f"""SELECT trajectory_id, revision FROM trajectories WHERE {where} AND reward_count > 0 AND {_WHOLE}
                  ORDER BY first_ingested_at, trajectory_id""",
             *values, prefetch=EXPORT_CHUNK,
         )  # fmt: skip
-        yield Export(without, _chunks(conn, rows))
+        yield Export(without, archived, _chunks(conn, rows))
 
 
 async def _chunks(conn: Any, rows: AsyncIterator[asyncpg.Record]) -> AsyncIterator[list[Trajectory]]:

@@ -1,4 +1,4 @@
-"""The commands ``flywheel generate`` and ``flywheel validate``; those of ``flywheel dead`` are put beside them."""
+"""The commands ``flywheel generate`` and ``flywheel validate``; ``flywheel dead`` and ``events`` are put beside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flywheel.cli import events
 from flywheel.tools.dead import commands as dead
 
 if TYPE_CHECKING:
     from flywheel.settings import Connections
+    from flywheel.storage.days import Day
     from flywheel.tools.findings import Finding
     from flywheel.tools.generator import Recipe
     from flywheel.tools.publish import Published
@@ -26,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(generate)
     app.command()(validate)
     dead.register(app)
+    events.register(app)
 
 
 def generate(
@@ -122,7 +125,7 @@ def validate(
     scenario: Annotated[str | None, typer.Option(help="only this scenario")] = None,
     prefix: Annotated[str | None, typer.Option(help="only trajectories whose id starts so")] = None,
     open_minutes: Annotated[float, typer.Option(min=0, help="an open trajectory may be silent for so long")] = 30.0,
-    archive: Annotated[bool, typer.Option("--archive", help="read and verify every ready batch, too")] = False,
+    archive: Annotated[bool, typer.Option("--archive", help="verify every ready batch and archived day, too")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="a WARN counts as a failure")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False,
 ) -> None:
@@ -140,6 +143,7 @@ def validate(
 
 async def _validate(connections: Connections, scope: Scope, open_for: timedelta, archive: bool) -> Validation:
     from flywheel.storage import postgres
+    from flywheel.storage.days import days as known_days
     from flywheel.tools import store
     from flywheel.tools.findings import Limits
     from flywheel.tools.validation import Validation
@@ -149,6 +153,8 @@ async def _validate(connections: Connections, scope: Scope, open_for: timedelta,
     try:
         async for stored in store.trajectories(pool, scope):
             result.judge(stored)
+        if left_out := await store.archived(pool, scope):
+            typer.echo(f"{left_out:,} trajectories not looked at: retention has put events of theirs away", err=True)
         if archive:
             batches = await store.ready_batches(pool)
             result.add(
@@ -156,6 +162,12 @@ async def _validate(connections: Connections, scope: Scope, open_for: timedelta,
                 "objects were changed or lost in the store: restore them; never train from such a batch",
                 await asyncio.to_thread(_judge_archive, connections, batches),
             )  # fmt: skip
+            if archived := [day for day in await known_days(pool) if day.manifest is not None]:
+                result.add(
+                    "days_verify", "Do the archived days of events agree with their manifests, byte for byte?",
+                    "objects were changed or lost in the store: restore them",
+                    await asyncio.to_thread(_judge_days, connections, archived),
+                )  # fmt: skip
     finally:
         await pool.close()
     return result
@@ -166,6 +178,13 @@ def _judge_archive(connections: Connections, batches: list[BatchRow]) -> list[Fi
     from flywheel.tools.archive import judge_batches
 
     return list(judge_batches(S3ObjectStore.from_settings(connections), batches))
+
+
+def _judge_days(connections: Connections, archived: list[Day]) -> list[Finding]:
+    from flywheel.storage.s3 import S3ObjectStore
+    from flywheel.tools.archive import judge_days
+
+    return list(judge_days(S3ObjectStore.from_settings(connections), archived))
 
 
 def _last_hour() -> datetime:

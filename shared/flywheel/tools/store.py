@@ -25,20 +25,33 @@ class Scope:
     prefix: str | None = None
 
 
+_IN_SCOPE = (
+    "($1::text IS NULL OR window_id = $1) AND ($2::text IS NULL OR agent_id = $2)"
+    " AND ($3::text IS NULL OR scenario_id = $3) AND ($4::text IS NULL OR starts_with(trajectory_id, $4))"
+)
+#: Some of its events are of a day that was archived and dropped.
+_ARCHIVED = (
+    "EXISTS (SELECT FROM archived_trajectories a JOIN event_days d USING (day)"
+    " WHERE a.trajectory_id = trajectories.trajectory_id AND d.state = 'dropped')"
+)
+
+
 async def trajectories(pool: asyncpg.Pool, scope: Scope) -> AsyncIterator[Stored]:
     """Yield every trajectory in scope with its events, in order of its id; memory holds one page.
 
-    A row and its events are of one snapshot, so a busy recorder is never mistaken for a wrong counter.
+    A row and its events are of one snapshot, so a busy recorder is never mistaken for a wrong counter. Those that
+    retention has put into the archive are not among them: :func:`archived` counts them.
     """
     after = ""
     while True:
         async with pool.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+            await conn.execute(
+                "LOCK TABLE events IN ACCESS SHARE MODE"
+            )  # before the snapshot: no day is dropped under it
             page = await conn.fetch(
-                f"SELECT {_COLUMNS} FROM trajectories WHERE trajectory_id > $1"
-                " AND ($2::text IS NULL OR window_id = $2) AND ($3::text IS NULL OR agent_id = $3)"
-                " AND ($4::text IS NULL OR scenario_id = $4) AND ($5::text IS NULL OR starts_with(trajectory_id, $5))"
+                f"SELECT {_COLUMNS} FROM trajectories WHERE {_IN_SCOPE} AND trajectory_id > $5 AND NOT {_ARCHIVED}"
                 " ORDER BY trajectory_id LIMIT $6",
-                after, scope.window_id, scope.agent_id, scope.scenario_id, scope.prefix, PAGE,
+                scope.window_id, scope.agent_id, scope.scenario_id, scope.prefix, after, PAGE,
             )  # fmt: skip
             if not page:
                 return
@@ -51,6 +64,14 @@ async def trajectories(pool: asyncpg.Pool, scope: Scope) -> AsyncIterator[Stored
         for row in page:
             yield read(TrajectoryRow(**row), bodies[row["trajectory_id"]])
         after = page[-1]["trajectory_id"]
+
+
+async def archived(pool: asyncpg.Pool, scope: Scope) -> int:
+    """Return how many trajectories in scope are no longer whole in the database, because a day was dropped."""
+    return await pool.fetchval(
+        f"SELECT count(*) FROM trajectories WHERE {_IN_SCOPE} AND {_ARCHIVED}",
+        scope.window_id, scope.agent_id, scope.scenario_id, scope.prefix,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

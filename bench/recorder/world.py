@@ -11,6 +11,8 @@ from pathlib import Path
 
 import asyncpg
 
+from flywheel.days import today
+from flywheel.storage import days
 from flywheel.stream.producer import Producer
 from flywheel.topics import EVENTS
 from tests.support.processes import ServiceProcess
@@ -67,6 +69,8 @@ async def fresh_world(env: dict[str, str], logs: Path) -> AsyncIterator[World]:
     """Give an empty world on a running stack."""
     await empty_topics(env["FLYWHEEL_KAFKA"])
     async with fresh_database(env["FLYWHEEL_POSTGRES"]) as dsn:
+        async with connected(dsn) as connection:
+            await days.make(connection, today())  # as a recorder does when it starts: the others get the same table
         yield World({**env, "FLYWHEEL_POSTGRES": dsn, "FLYWHEEL_ENV_FILE": os.devnull}, logs)
 
 

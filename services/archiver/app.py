@@ -23,6 +23,7 @@ from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
+from flywheel.waiting import first_of
 from services.archiver import store
 from services.archiver.building import write
 from services.archiver.readiness import unfit
@@ -114,7 +115,4 @@ class Archiver:
             _log.info("batch ready", rule=batch.rule, **manifest.counts.model_dump())
 
     async def _rest(self, stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._news.wait())]
-        await asyncio.wait(waits, timeout=self._rules.check_interval_s, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        await first_of(stop, self._news, timeout=self._rules.check_interval_s)

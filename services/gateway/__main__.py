@@ -15,6 +15,7 @@ from flywheel.errors import FatalError
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, GatewaySettings, ServiceSettings
 from flywheel.storage import postgres
+from flywheel.waiting import first_of
 from services.gateway import store
 from services.gateway.app import create_app
 from services.gateway.broker import BrokerWatch
@@ -88,10 +89,7 @@ async def _probe(service: Service, pool: asyncpg.Pool) -> None:
             if why is None:
                 raise
             service.health.ready("postgres", False, f"{why} ({type(error).__name__}: {error})")
-        try:
-            await asyncio.wait_for(service.stop.wait(), _PROBE_EVERY_S)
-        except TimeoutError:
-            continue
+        await first_of(service.stop, timeout=_PROBE_EVERY_S)
 
 
 def main() -> int:

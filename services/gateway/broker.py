@@ -11,6 +11,7 @@ from flywheel.errors import TransientError
 from flywheel.log import get_logger
 from flywheel.stream.offsets import Offsets, read_offsets
 from flywheel.topics import ALL_TOPICS, SOURCES
+from flywheel.waiting import first_of
 from services.gateway import registry, store
 
 _log = get_logger(__name__)
@@ -38,10 +39,7 @@ class BrokerWatch:
                     raise
                 self.dead_letters = self.lag = None
                 _log.warning("no word from the broker", error=repr(error))
-            try:
-                await asyncio.wait_for(stop.wait(), LOOK_EVERY_S)
-            except TimeoutError:
-                continue
+            await first_of(stop, timeout=LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Ask once. Raises TransientError while the broker is away, and errors of the database as they are."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from flywheel.health import Health
 from flywheel.log import get_logger
+from flywheel.waiting import first_of
 from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Stage, Steps, parse_report
 
 _log = get_logger(__name__)
@@ -49,7 +50,7 @@ class WorkerProcess:
             wait = 1.0 if time.monotonic() - began > _HEALTHY_S else min(_LONGEST_WAIT_S, wait * 2)
             _log.error("the worker process died", status=status, restart_in_s=wait)
             self._health.ready(_CHECK, False, f"died with status {status}")
-            await _wait(stop, wait)
+            await first_of(stop, timeout=wait)
 
     async def train(self, order: Order, listen: Callable[[Stage | Steps], None]) -> Done | Failed:
         """Have the worker do a job and return its answer; ``listen`` hears of stages and steps.
@@ -110,10 +111,3 @@ class WorkerProcess:
                 self.ready.set()
             else:
                 self._reports.put_nowait(report)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return

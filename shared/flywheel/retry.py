@@ -11,6 +11,7 @@ from flywheel import metrics
 from flywheel.errors import TransientError
 from flywheel.health import Health
 from flywheel.log import get_logger
+from flywheel.waiting import first_of
 
 _log = get_logger(__name__)
 
@@ -61,11 +62,8 @@ async def retry_in_place(
             if beat is not None:
                 health.beat(beat)
             _log.warning("retrying", check=check, attempt=attempt, delay_s=round(delay, 3), error=repr(error))
-            try:
-                await asyncio.wait_for(stop.wait(), delay)
-            except TimeoutError:
-                continue
-            raise Stopped(f"stopped after {attempt} attempts") from error
+            if await first_of(stop, timeout=delay):
+                raise Stopped(f"stopped after {attempt} attempts") from error
         else:
             health.ready(check, True)
             return result

@@ -22,6 +22,7 @@ from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream.producer import Producer
 from flywheel.topics import Topic
+from flywheel.waiting import first_of
 
 _log = get_logger(__name__)
 
@@ -113,12 +114,7 @@ class OutboxRelay:
                 raise TransientError(f"not published: {outcome!r}") from outcome
 
     async def _rest(self, seconds: float, stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(stop.wait())]
-        if seconds > _CONTENDED_S:
-            waits.append(asyncio.ensure_future(self._news.wait()))
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        await first_of(stop, *([self._news] if seconds > _CONTENDED_S else []), timeout=seconds)
 
     async def _measure(self, conn: Any) -> None:
         if time.monotonic() - self._measured < _MEASURE_EVERY_S:

@@ -23,6 +23,7 @@ from flywheel.settings import TrainerSettings
 from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
+from flywheel.waiting import first_of
 from services.trainer import store
 from services.trainer.protocol import Done, Failed, Stage, Steps
 from services.trainer.store import Claimed
@@ -88,7 +89,7 @@ class Trainer:
                     with bound(job_id=job.order.job_id, batch_id=job.order.batch_id):
                         await self._do(job)
                 else:
-                    await _first_of(stop, self._news, timeout=self._settings.poll_s)
+                    await first_of(stop, self._news, timeout=self._settings.poll_s)
                     self._news.clear()
         except Stopped:
             return
@@ -104,11 +105,14 @@ class Trainer:
         for channel in sorted(set(without_model) - self._without_model):
             _log.info("jobs wait for the channel's first model", channel=channel)
         self._without_model = set(without_model)
-        return await store.claim(
+        job = await store.claim(
             self._pool,
             lease_s=self._settings.lease_s,
             registration_wait_s=self._settings.registration_wait_s,
         )
+        if job is None:
+            metrics.TRAINING_LOOKS.inc()
+        return job
 
     async def _do(self, job: Claimed) -> None:
         _log.info("job started", attempt=job.attempt, parent_version=job.order.parent.version)
@@ -141,7 +145,7 @@ class Trainer:
                 self._worker.abort()
                 return
             progress.news.clear()
-            await _first_of(progress.news, timeout=min(_PROGRESS_S, self._settings.lease_s / 4))
+            await first_of(progress.news, timeout=min(_PROGRESS_S, self._settings.lease_s / 4))
 
     async def _conclude(self, job: Claimed, answer: Done | Failed | WorkerDied) -> bool:
         """Write what came of the job. False: it is not ours any more."""
@@ -200,12 +204,3 @@ class Trainer:
         return await retry_in_place(
             work, transient=transient, health=self._health, check="postgres", stop=self._stop, beat="jobs"
         )
-
-
-async def _first_of(*events: asyncio.Event, timeout: float) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -88,6 +88,7 @@ AGENTS_RUNNING = Gauge(
 REQUESTS = Counter("flywheel_gateway_requests_total", "requests answered", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram(
     "flywheel_gateway_request_seconds", "one request, to the last byte of its answer", ["route"], buckets=_SECONDS
+TRAINING_LOOKS = Counter("flywheel_trainer_looks_total", "looks for a job to do that found none")
 )
 REQUESTS_IN_FLIGHT = Gauge("flywheel_gateway_requests_in_flight", "requests being answered")
 EXPORTED = Counter("flywheel_gateway_exported_total", "trajectories written by exports")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,6 +55,17 @@ def world(
     return World(connections, object_store, producer, tmp_path)
 
 
+async def looked_again(trainer: ServiceProcess) -> None:
+    """Return when the trainer, from now on, has looked for a job and found none."""
+
+    def looks() -> float:
+        lines = trainer.get("/metrics")[1].splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("flywheel_trainer_looks_total "))
+
+    before = looks()
+    await eventually(lambda: looks() >= before + 2)  # the first of these may have begun before
+
+
 async def test_a_batch_becomes_a_model_that_leads_back_to_it(world: World) -> None:
     base = await world.base()
     ready = await world.archive(played())
@@ -99,13 +109,13 @@ async def test_an_announcement_that_comes_twice_trains_once(world: World) -> Non
     assert len(await world.models()) == 1
 
 
-async def test_the_next_job_starts_from_the_last_ones_model(world: World) -> None:
+async def test_the_next_job_starts_from_the_last_ones_model(world: World, trainer: ServiceProcess) -> None:
     await world.base()
     first, second = await world.archive(played()), await world.archive(played())
     await world.announce(first)
     await world.announce(second)
     await world.job(first, "completed")
-    await asyncio.sleep(1)
+    await looked_again(trainer)
     assert (await world.job(second, "pending"))["attempt"] == 0, "its parent is not in the registry yet"
     (model,) = await eventually(world.models)
     await world.deploy("1.1.0", 2, model.artifact)
@@ -119,7 +129,7 @@ async def test_a_job_waits_for_its_channels_first_model(world: World, trainer: S
     ready = await world.archive(played())
     await world.announce(ready)
     await world.job(ready, "pending")
-    await asyncio.sleep(1)
+    await looked_again(trainer)
     assert (await world.job(ready, "pending"))["attempt"] == 0
     assert trainer.is_ready()
     await world.base()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flywheel import naming
 from flywheel.batches import BatchWriter, Manifest, Member, Row, read_batch, verify_batch, write_batch
+from flywheel.batches import read as read_module
 from flywheel.canonical import canonical_json, sha256_bytes
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event, LLMCall, Step, TrajectoryStarted, dump
@@ -157,6 +158,16 @@ def test_a_manifest_that_does_not_fit_its_rows_is_refused_even_when_its_digest_i
     sha256 = _rewritten(store, change)
     with pytest.raises(IntegrityError):
         list(read_batch(store, naming.batch_manifest(BATCH), sha256)[1])
+
+
+def test_a_row_that_unfolds_beyond_all_bounds_is_refused_before_it_is_in_memory(monkeypatch) -> None:
+    store = MemoryObjectStore()
+    _, sha256 = write(store, [row("a"), row("b", text="x" * 100_000)])
+    monkeypatch.setattr(read_module, "_LINE_BYTES", 10_000)
+    _, rows = read_batch(store, naming.batch_manifest(BATCH), sha256)
+    assert next(rows).trajectory_id == "a"
+    with pytest.raises(IntegrityError, match="row 2 is longer than 10,000 bytes"):
+        next(rows)
 
 
 def test_a_newer_format_is_told_apart_from_damage() -> None:

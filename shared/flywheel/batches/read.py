@@ -18,6 +18,9 @@ from flywheel.events import Event
 from flywheel.storage.objects import ObjectStore
 from flywheel.trajectory import Trajectory, assemble
 
+#: Longest row, decompressed. A part is small on disk whatever it unfolds to: no reader's memory may depend on that.
+_LINE_BYTES = 256 * 1024 * 1024
+
 
 class _Line(BaseModel):
     trajectory_id: str
@@ -57,7 +60,8 @@ def read_batch(store: ObjectStore, manifest_key: str, sha256: str) -> tuple[Mani
     """Return the verified manifest and its trajectories (with ``events``), in its order.
 
     A file is verified before its first row is given out. Raises as :func:`read_manifest`, and IntegrityError naming the
-    file when its bytes, its rows or their number are not the manifest's; errors of the store as they are.
+    file when its bytes, its rows or their number are not the manifest's, or a row is beyond all bounds; errors of the
+    store as they are.
     """
     manifest = read_manifest(store, manifest_key, sha256)
     return manifest, _rows(store, manifest)
@@ -94,7 +98,11 @@ def _files(store: ObjectStore, manifest: Manifest) -> Iterator[tuple[BatchFile, 
 def _lines(file: BatchFile, path: Path) -> Iterator[_Line]:
     try:
         with path.open("rb") as raw, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw)) as plain:
-            for line in plain:
+            number = 0
+            while line := plain.readline(_LINE_BYTES + 1):
+                number += 1
+                if len(line) > _LINE_BYTES:
+                    raise IntegrityError(f"{file.key}: row {number} is longer than {_LINE_BYTES:,} bytes")
                 yield _Line.model_validate_json(line)
     except (zstandard.ZstdError, ValidationError) as error:
         raise IntegrityError(f"{file.key}: not readable as rows") from error

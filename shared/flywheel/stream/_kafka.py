@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 
 from flywheel.errors import FatalError, FlywheelError, PoisonError, TransientError
-from flywheel.stream import _headers
+from flywheel.stream import _headers, _noise
 from flywheel.stream.record import Record
 from flywheel.topics import MAX_MESSAGE_BYTES
 
@@ -28,6 +28,7 @@ PARTITION_FETCH_BYTES = 2 * 1024 * 1024
 FETCH_BYTES = 2 * MAX_MESSAGE_BYTES
 
 _headers.install()
+_noise.install()
 
 _REFUSED = (
     AuthenticationFailedError, AuthenticationMethodNotSupported, SaslAuthenticationFailed,

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from deploy.local.state import StackFiles
+from deploy.local.supervisor import die_with_parent
 from tests.support.processes import ROOT
 
 #: The demo's own deadline, and the longest time for all of it, in seconds: machines that run tests are busy ones.
@@ -35,6 +36,7 @@ class DemoRun:
             *command, *arguments,
             cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT / 'shared'}{os.pathsep}{ROOT}", "COLUMNS": "200"},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),  # a test run that is killed leaves nothing behind
         )  # fmt: skip
 
     async def until(self, words: str) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import asyncpg
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from flywheel.health import Health, Report
@@ -15,7 +16,7 @@ from services.gateway import problems
 from services.gateway.api import api
 from services.gateway.broker import BrokerWatch
 from services.gateway.figures import Figures
-from services.gateway.guard import Observer, TokenGuard
+from services.gateway.guard import VIEWER, Observer, TokenGuard
 from services.gateway.pages import pages
 
 _DESCRIPTION = """\
@@ -32,7 +33,9 @@ def create_app(
 
     With a ``token`` everything but probes and metrics asks for it. Without ``broker`` lag and dead letters are unknown.
     """
-    app = FastAPI(title="Flywheel gateway", version=_version(), description=_DESCRIPTION, redoc_url=None)
+    app = FastAPIOffline(  # the viewer at /docs comes from here, not from the internet
+        redoc_url=None, static_url=VIEWER, title="Flywheel gateway", version=_version(), description=_DESCRIPTION
+    )
     figures = Figures(pool, broker)
     _probes(app, health)
     app.include_router(api(pool, figures))

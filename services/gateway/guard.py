@@ -19,12 +19,19 @@ from services.gateway.problems import problem
 #: Answered without a token: probes, scrapers, and the style sheet, which holds no data.
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/static/style.css"})
 
-#: Nothing recorded may run, load or frame anything. The documentation page loads its viewer from elsewhere.
+#: Where the scripts of the documentation page are.
+VIEWER = "/static/viewer"
+
+#: Nothing recorded may run, load or frame anything. The documentation page, which shows nothing recorded, runs its
+#: viewer, which is ours too.
 _POLICY = "; ".join(
     ("default-src 'none'", "style-src 'self'", "img-src 'self' data:", "base-uri 'none'", "form-action 'none'",
      "frame-ancestors 'none'")
 )  # fmt: skip
-_UNPOLICED = frozenset({"/docs"})
+_POLICY_DOCS = "; ".join(
+    ("default-src 'self'", "script-src 'self' 'unsafe-inline'", "style-src 'self' 'unsafe-inline'",
+     "img-src 'self' data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'")
+)  # fmt: skip
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
@@ -68,8 +75,7 @@ class Observer:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                if scope["path"] not in _UNPOLICED:
-                    headers.setdefault("Content-Security-Policy", _POLICY)
+                headers.setdefault("Content-Security-Policy", _POLICY_DOCS if scope["path"] == "/docs" else _POLICY)
             await send(message)
 
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -91,7 +92,11 @@ async def test_metrics_count_by_route_template(gateway: ServiceProcess, name: st
 
 
 async def test_the_interface_describes_itself(gateway: ServiceProcess) -> None:
-    assert (await get(gateway, "/docs")).status == 200
+    viewer = await get(gateway, "/docs")
+    assert viewer.status == 200
+    assert "//" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', viewer.text)), "it loads nothing from elsewhere"
+    for part in re.findall(r'(?:src|href)="([^"]*\.(?:js|css))"', viewer.text):
+        assert (await get(gateway, part)).status == 200
     described = (await get(gateway, "/openapi.json")).json["paths"]
     assert "/api/v1/export/trajectories.jsonl" in described
     assert "/api/v1/trajectories/{trajectory_id}" in {path.replace(":path", "") for path in described}

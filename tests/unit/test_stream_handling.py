@@ -16,7 +16,7 @@ from flywheel.health import Health
 from flywheel.retry import LONGEST_DELAY_S, Stopped, backoff, retry_in_place
 from flywheel.storage.postgres import data_error, transient
 from flywheel.stream.dead import DeadLetters, dead_headers
-from flywheel.stream.handling import handle_batch
+from flywheel.stream.handling import as_poison, handle_batch
 from flywheel.stream.positions import Item, Move, moves_of
 from flywheel.stream.record import Record
 from flywheel.stream.share import DeadShare
@@ -146,6 +146,17 @@ def test_a_dead_letter_says_where_it_came_from_and_keeps_its_own_headers() -> No
         (ConnectionRefusedError(), True, False),
         (TimeoutError(), True, False),
         (asyncpg.AdminShutdownError("x"), True, False),
+
+
+def test_a_dead_letter_of_the_databases_making_quotes_no_row() -> None:
+    refused = asyncpg.NumericValueOutOfRangeError('value "my secret" is out of range for type integer')
+    refused.detail, refused.column_name, refused.table_name = "Failing row contains (my secret)", "seq", "events"  # pyright: ignore[reportAttributeAccessIssue]
+    driver = asyncpg.exceptions.DataError("invalid input for query argument $1: 'my secret'")
+    for error in (refused, driver):
+        poison = as_poison(error)
+        assert poison is not None and poison.reason == "database"
+        assert "secret" not in str(poison)
+    assert str(as_poison(refused)) == "NumericValueOutOfRangeError (sqlstate 22003, table events, column seq)"
         (asyncpg.CannotConnectNowError("x"), True, False),
         (asyncpg.DeadlockDetectedError("x"), True, False),
         (asyncpg.DiskFullError("x"), True, False),

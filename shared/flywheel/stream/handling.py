@@ -25,8 +25,17 @@ def as_poison(error: BaseException) -> PoisonError | None:
     if isinstance(error, PoisonError):
         return error
     if isinstance(error, Exception) and data_error(error):
-        return PoisonError(DATABASE, f"{type(error).__name__}: {error}")
+        return PoisonError(DATABASE, _outline(error))
     return None
+
+
+def _outline(error: Exception) -> str:
+    """Say what the database refused, and where, without what: its own words quote rows, and messages of dead letters
+    go to logs.
+    """
+    facts = ("sqlstate", "table_name", "column_name", "data_type_name", "constraint_name")
+    told = [f"{name.removesuffix('_name')} {value}" for name in facts if (value := getattr(error, name, None))]
+    return f"{type(error).__name__} ({', '.join(told) or 'the driver could not encode a value'})"
 
 
 async def handle_batch(

@@ -29,7 +29,9 @@ async def run(service: Service, connections: Connections, settings: ArchiverSett
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("kafka", producer.start)
-        await service.until_it_works("kafka", lambda: ensure_topics(connections.kafka))
+        await service.until_it_works(
+            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+        )
         await service.until_it_works("archive", lambda: asyncio.to_thread(objects.ensure_bucket))
         relay = OutboxRelay(pool, producer, service.health)
         archiver = Archiver(pool, objects, relay, settings, service.health)

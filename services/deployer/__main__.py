@@ -28,7 +28,9 @@ async def run(service: Service, connections: Connections) -> None:
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("kafka", producer.start)
-        await service.until_it_works("kafka", lambda: ensure_topics(connections.kafka))
+        await service.until_it_works(
+            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+        )
         relay = OutboxRelay(pool, producer, service.health)
         deployer = Deployer(pool, S3ObjectStore.from_settings(connections), relay)
         await service.until_it_works("postgres", deployer.heal)

@@ -33,7 +33,9 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("postgres", lambda: make_ahead(pool, settings.days_ahead))
         await service.until_it_works("kafka", producer.start)
-        await service.until_it_works("kafka", lambda: ensure_topics(connections.kafka))
+        await service.until_it_works(
+            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+        )
         relay = OutboxRelay(pool, producer, service.health)
         store = Store(pool, consumer=_GROUP, topic=EVENTS.name)
         loop = EventsLoop(

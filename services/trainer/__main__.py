@@ -38,7 +38,9 @@ async def run(service: Service, connections: Connections, settings: TrainerSetti
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("kafka", producer.start)
-        await service.until_it_works("kafka", lambda: ensure_topics(connections.kafka))
+        await service.until_it_works(
+            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+        )
         relay = OutboxRelay(pool, producer, service.health)
         trainer = Trainer(pool, worker, relay, settings, service.health)
         app = DurableApp(

@@ -69,6 +69,9 @@ class ServiceSettings(Section):
     metrics_host: str = Field(default="127.0.0.1", description="address that health and metrics listen on")
     var: Path = Field(default=Path("var"), description="folder for local state: logs, caches, checkpoints")
     stop_grace_s: Seconds = Field(default=20.0, description="longest drain after SIGTERM before the process ends")
+    topic_replication: int = Field(
+        default=1, ge=1, description="copies of each topic that we create; 3 where there are three brokers or more"
+    )
 
 
 class RecorderSettings(Section):

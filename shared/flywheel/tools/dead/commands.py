@@ -148,7 +148,7 @@ def replay(
 async def _replay(
     places: list[Place], topic: str | None, since: int | None, selection: Selection, *, dry_run: bool, yes: bool
 ) -> bool:
-    from flywheel.settings import Connections
+    from flywheel.settings import Connections, ServiceSettings
     from flywheel.stream.admin import ensure_topics
     from flywheel.stream.producer import Producer
     from flywheel.stream.scan import spans
@@ -171,7 +171,7 @@ async def _replay(
         return short
     if not yes and not typer.confirm("Go ahead?"):
         return True
-    await ensure_topics(kafka, [REPLAYS])
+    await ensure_topics(kafka, [REPLAYS], ServiceSettings.load().topic_replication)
     producer, done = Producer(kafka, client_id="flywheel-cli"), Done()
     await producer.start()
     try:

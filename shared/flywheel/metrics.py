@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from flywheel.weighted import WeightedHistogram
+
 #: Seconds, from a millisecond to minutes: writes, handlers, latencies.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 _SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 
 # -- every service -------------------------------------------------------------------------------------------
@@ -19,11 +22,29 @@ RETRIES = Counter("flywheel_retries_total", "transient errors that were retried 
 # -- consumers of any topic ----------------------------------------------------------------------------------
 CONSUMED = Counter("flywheel_consumed_total", "records whose handling is durable, dead letters included", ["topic"])
 BATCH_RECORDS = Histogram("flywheel_batch_records", "records handled in one transaction", ["topic"], buckets=_SIZES)
+BATCH_UTILISATION = Histogram(
+    "flywheel_batch_utilisation_ratio",
+    "records handled in one transaction, as a share of the most it may hold; near 1: the consumer is the bottleneck",
+    ["topic"],
+    buckets=_SHARES,
+)
 HANDLE_SECONDS = Histogram(
     "flywheel_handle_seconds", "one batch, from its first record in hand to its commit", ["topic"], buckets=_SECONDS
 )
 LAG_RECORDS = Gauge("flywheel_lag_records", "records in the broker that are not durable yet", ["topic", "partition"])
+LAG_SECONDS = Gauge(
+    "flywheel_lag_seconds",
+    "age of the oldest record that is not durable yet, by its stamp in Kafka; 0 when caught up",
+    ["topic", "partition"],
+)
+BLOCKED = Counter(
+    "flywheel_blocked_seconds_total",
+    "time a consumer spent waiting: empty (no records), write (the database), retry (between attempts), bury (dead "
+    "letters), brake (paused). Fetching and writing overlap, so the sum may exceed the time that passed",
+    ["topic", "on"],
+)
 DEAD = Counter("flywheel_dead_letters_total", "records sent to the dead letters", ["topic", "reason"])
+BRAKE = Gauge("flywheel_brake", "1 while the consumer is paused because of too many dead letters, else 0", ["topic"])
 FENCED = Counter("flywheel_fenced_total", "batches dropped because another process went on from our offsets", ["topic"])
 
 # -- outbox --------------------------------------------------------------------------------------------------
@@ -35,9 +56,9 @@ PUBLISHED = Counter("flywheel_outbox_published_total", "messages published from 
 EVENTS_INSERTED = Counter("flywheel_recorder_inserted_total", "events stored for the first time", ["kind"])
 EVENTS_DUPLICATE = Counter("flywheel_recorder_duplicate_total", "events that were stored before, dropped")
 WRITE_SECONDS = Histogram("flywheel_recorder_write_seconds", "one transaction of the recorder", buckets=_SECONDS)
-DURABLE_SECONDS = Histogram(
+DURABLE_SECONDS = WeightedHistogram(
     "flywheel_recorder_durable_seconds",
-    "from the record's stamp in Kafka to its commit; the oldest record of each partition's batch",
+    "from a record's stamp in Kafka to its commit; every record counts",
     buckets=_SECONDS,
 )
 TRAJECTORIES_OPEN = Gauge("flywheel_recorder_open_trajectories", "trajectories that have not ended yet")
@@ -67,6 +88,7 @@ DAY_BYTES = Counter("flywheel_archiver_day_bytes_total", "bytes of data files of
 
 # -- trainer -------------------------------------------------------------------------------------------------
 TRAINING_JOBS = Counter("flywheel_trainer_jobs_total", "jobs ended: completed, failed, lost to another", ["status"])
+TRAINING_LOOKS = Counter("flywheel_trainer_looks_total", "looks for a job to do that found none")
 TRAINING_WAITING = Gauge("flywheel_trainer_unfinished_jobs", "jobs pending or in progress")
 TRAINING_SECONDS = Histogram(
     "flywheel_trainer_job_seconds", "one completed job, from its batch to its stored model", buckets=_SECONDS
@@ -88,7 +110,6 @@ AGENTS_RUNNING = Gauge(
 REQUESTS = Counter("flywheel_gateway_requests_total", "requests answered", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram(
     "flywheel_gateway_request_seconds", "one request, to the last byte of its answer", ["route"], buckets=_SECONDS
-TRAINING_LOOKS = Counter("flywheel_trainer_looks_total", "looks for a job to do that found none")
 )
 REQUESTS_IN_FLIGHT = Gauge("flywheel_gateway_requests_in_flight", "requests being answered")
 EXPORTED = Counter("flywheel_gateway_exported_total", "trajectories written by exports")

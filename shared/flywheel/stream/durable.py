@@ -29,6 +29,7 @@ from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream._kafka import HEARTBEAT_MS, LONGEST_BATCH_MS, PARTITION_FETCH_BYTES, SESSION_MS
 from flywheel.stream.admin import ensure_topics
+from flywheel.stream.age import Ages
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import Handler, handle_batch
 from flywheel.stream.record import Record
@@ -74,6 +75,7 @@ class DurableApp:
         self._agents: list[_Agent] = []
         self._timers: list[_Timer] = []
         self._stop = asyncio.Event()
+        self._ages = Ages[tuple[str, int]]()
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -170,12 +172,15 @@ class DurableApp:
 
     async def _handle(self, agent: _Agent, records: Sequence[Record]) -> None:
         started = time.monotonic()
+        self._ages.handling({(r.topic, r.partition): r.timestamp_ms for r in reversed(records)})
         with self._working():
             await handle_batch(
                 records, agent.handler, dead=self._dead, health=self._health, check="postgres", stop=self._stop
             )
+        self._ages.durable({(r.topic, r.partition): r.timestamp_ms for r in records})
         metrics.HANDLE_SECONDS.labels(agent.topic.name).observe(time.monotonic() - started)
         metrics.BATCH_RECORDS.labels(agent.topic.name).observe(len(records))
+        metrics.BATCH_UTILISATION.labels(agent.topic.name).observe(len(records) / agent.max_batch)
         metrics.CONSUMED.labels(agent.topic.name).inc(len(records))
 
     def _tick(self, timer: _Timer) -> Callable[[], Awaitable[None]]:
@@ -205,6 +210,7 @@ class DurableApp:
                 unfetched, problem = await asyncio.wait_for(self._measure_lag(app), _PROBE_TIMEOUT_S), ""
             except (KafkaError, TimeoutError) as error:
                 unfetched, problem = 0, f"{type(error).__name__}: {error}"
+            self._publish_ages()
             if not problem and (app.rebalancing or app.unassigned):
                 problem = "no partitions assigned (yet)"
             self._health.ready("kafka", not problem, problem)
@@ -216,20 +222,27 @@ class DurableApp:
                 self._die(f"{unfetched} records wait and none has come for a while", None)
             await asyncio.wait({stopping}, timeout=_WATCH_S)
 
-    @staticmethod
-    async def _measure_lag(app: faust.App) -> int:
+    async def _measure_lag(self, app: faust.App) -> int:
         """Ask the broker for the ends of our partitions; return how many records are not even fetched."""
         consumer: Any = app.consumer
         ours = consumer.assignment() if not app.rebalancing else ()
         ends = await consumer.highwaters(*ours) if ours else {}
         unfetched = 0
+        behind: dict[tuple[str, int], int] = {}
         for partition, end in ends.items():
             fetched = await consumer.position(partition) or 0
             committed = consumer._committed_offset.get(partition)
             durable = fetched if committed is None else committed
-            metrics.LAG_RECORDS.labels(partition.topic, partition.partition).set(max(0, end - durable))
+            behind[partition.topic, partition.partition] = max(0, end - durable)
             unfetched += max(0, end - fetched)
+        for (topic, number), records in behind.items():
+            metrics.LAG_RECORDS.labels(topic, number).set(records)
+        self._ages.look(round(time.time() * 1000), behind)
         return unfetched
+
+    def _publish_ages(self) -> None:
+        for (topic, number), seconds in self._ages.seconds(round(time.time() * 1000)).items():
+            metrics.LAG_SECONDS.labels(topic, number).set(seconds)
 
     @contextmanager
     def _working(self) -> Iterator[None]:

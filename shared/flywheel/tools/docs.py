@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from flywheel import messages, metrics, topics
 from flywheel.events import json_schema
 from flywheel.settings import SECTIONS, Section
+from flywheel.weighted import WeightedHistogram
 
 _NOTE = "Written by `python -m flywheel.tools.docs` from the code; `make check` fails when they disagree."
 
@@ -104,11 +105,11 @@ def metrics_page() -> str:
     """Return the page of all metrics, in the order of the catalogue."""
     rows: list[tuple[str, ...]] = []
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, MetricWrapperBase | WeightedHistogram):
             (family,) = metric.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
             # The client has no public way to ask for the names of labels.
-            rows.append((f"`{name}`", family.type, ", ".join(metric._labelnames), family.documentation))
+            rows.append((f"`{name}`", family.type, ", ".join(getattr(metric, "_labelnames", ())), family.documentation))
     lines = ["# Metrics", "", _NOTE, "", "Names end in their unit. Every service shows those it uses.", ""]
     return "\n".join([*lines, *_table(("metric", "type", "labels", "meaning"), rows)]) + "\n"
 

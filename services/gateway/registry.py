@@ -15,6 +15,7 @@ from services.gateway.store import QUERY_S, page, view
 from services.gateway.views import (
     AckRow,
     AgentRow,
+    BrakeRow,
     ChannelRow,
     DeploymentRow,
     Lineage,
@@ -52,6 +53,7 @@ _CHANNEL = f"""SELECT d.channel, d.version, d.number, d.deployment_id, d.deploye
                       LEFT JOIN ({_AGENT}) AS a ON a.channel = d.channel AND a.running_version = d.version
                 WHERE d.status = 'active'
                 GROUP BY d.deployment_id ORDER BY d.channel"""
+_PAUSED = "SELECT consumer, topic, since, reason FROM brakes WHERE released_at IS NULL ORDER BY topic, consumer"
 _REWARD = f"""SELECT t.channel, t.model_version AS version, m.number, t.split, count(*) AS trajectories,
                      avg(total_reward) AS mean, stddev_samp(total_reward) AS stddev,
                      min(total_reward) AS minimum, max(total_reward) AS maximum
@@ -117,6 +119,7 @@ async def summary(
         registered = await conn.fetchval("SELECT count(*) FROM models")
         followers = await conn.fetchval("SELECT count(DISTINCT (channel, agent_id)) FROM acks", timeout=QUERY_S)
         channels = await conn.fetch(_CHANNEL, timeout=QUERY_S)
+        paused = await conn.fetch(_PAUSED)
         rewards = await conn.fetch(_REWARD, timeout=QUERY_S)
     return Summary(
         generated_at=datetime.now(UTC),
@@ -125,6 +128,7 @@ async def summary(
         untrainable_calls=sum(row["untrainable"] for row in played),
         missing_events=sum(row["missing"] for row in played),
         dead_letters=None if dead_letters is None else dict(dead_letters),
+        paused=[view(BrakeRow, row) for row in paused],
         lag=None if lag is None else dict(lag),
         batches=_counts(batches),
         jobs=_counts(jobs),

@@ -234,6 +234,15 @@ class RewardRow(View):
     maximum: float
 
 
+class BrakeRow(View):
+    """A consumer that is paused because too much of what came were dead letters; a person releases it."""
+
+    consumer: str
+    topic: str
+    since: datetime
+    reason: str
+
+
 class Summary(View):
     """The whole loop in figures."""
 
@@ -243,6 +252,7 @@ class Summary(View):
     untrainable_calls: int
     missing_events: int = Field(description="holes in seq over all closed trajectories")
     dead_letters: dict[str, int] | None = Field(description="messages kept by topic; null: the broker was not reached")
+    paused: list[BrakeRow] = Field(description="consumers whose brake is on")
     lag: dict[str, int] | None = Field(description="records not processed yet, by consumer and topic; null likewise")
     batches: dict[str, int] = Field(description="by status")
     jobs: dict[str, int] = Field(description="by status")

@@ -11,6 +11,7 @@ import uvloop
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, RecorderSettings, ServiceSettings
 from flywheel.storage import postgres
+from flywheel.storage.brakes import Brakes
 from flywheel.stream.admin import ensure_topics
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.events_loop import EventsLoop
@@ -42,6 +43,7 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
             connections.kafka, EVENTS, _GROUP, Recorder(store, relay, pool),
             dead=DeadLetters(producer, service.name),
             share=DeadShare(settings.dead_share_limit, settings.dead_window),
+            brakes=Brakes(pool, consumer=_GROUP, topic=EVENTS.name),
             health=service.health, batch_records=settings.batch_events, batch_wait_ms=settings.batch_wait_ms,
         )  # fmt: skip
         drained = asyncio.Event()

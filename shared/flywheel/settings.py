@@ -97,7 +97,8 @@ class RecorderSettings(Section):
         default=0.5,
         gt=0,
         le=1,
-        description="share of dead letters in the last dead_window events that stops the recorder",
+        description="share of dead letters in the last dead_window events above which the recorder pauses until it is "
+        "released; 1: never",
     )
     dead_window: int = Field(default=10_000, ge=1, description="events over which dead_share_limit is judged")
 

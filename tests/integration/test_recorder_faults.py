@@ -16,7 +16,6 @@ import pytest_asyncio
 from flywheel.events import Event
 from flywheel.settings import Connections
 from flywheel.stream.producer import Producer
-from flywheel.topics import EVENTS
 from tests.support.processes import ServiceProcesses
 from tests.support.proxy import Proxy
 from tests.support.recording import publish, trajectory
@@ -166,18 +165,3 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
         await publish(producer, [event for events in trajectories[10:] for event in events])
         await all_there(connections, "broker-", trajectories)
         assert recorder.returncode is None
-
-
-async def test_a_topic_of_garbage_stops_the_recorder_instead_of_draining_into_the_dead_letters(
-    connections: Connections, producer: Producer, service_process: ServiceProcesses
-) -> None:
-    recorder = await service_process("recorder", FLYWHEEL_RECORDER_DEAD_WINDOW="100").start()
-    await asyncio.gather(*[await producer.send(EVENTS.name, f"k{n}", b"garbage") for n in range(2000)])
-    await eventually(lambda: recorder.returncode is not None)
-    assert recorder.returncode == 70
-    conn = await asyncpg.connect(connections.postgres)
-    try:
-        assert await conn.fetchval("SELECT sum(next_offset) FROM stream_offsets") > 0
-    finally:
-        await conn.close()
-    assert "dead letters, above the limit" in recorder.tail()

@@ -1,4 +1,4 @@
-"""What becomes of batches: retries, bisection, the brake, and how far offsets move."""
+"""What becomes of batches: retries, bisection, and how far offsets move."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.errors import FatalError, PoisonError, TransientError
+from flywheel.errors import PoisonError, TransientError
 from flywheel.health import Health
 from flywheel.retry import LONGEST_DELAY_S, Stopped, backoff, retry_in_place
 from flywheel.storage.postgres import data_error, transient
@@ -19,7 +19,6 @@ from flywheel.stream.dead import DeadLetters, dead_headers
 from flywheel.stream.handling import as_poison, handle_batch
 from flywheel.stream.positions import Item, Move, moves_of
 from flywheel.stream.record import Record
-from flywheel.stream.share import DeadShare
 from flywheel.topics import EVENTS
 
 
@@ -104,20 +103,6 @@ def test_the_pause_between_attempts_grows_to_a_cap_and_is_never_nothing(attempt:
     assert backoff(attempt, lambda: 1.0) <= backoff(attempt + 1, lambda: 1.0)
 
 
-def test_the_share_is_judged_only_when_the_window_is_full() -> None:
-    share = DeadShare(0.5, 10)
-    share.observe([True] * 9)
-    with pytest.raises(FatalError):
-        share.observe([True])
-
-
-def test_a_share_at_the_limit_passes_and_old_records_are_forgotten() -> None:
-    share = DeadShare(0.5, 10)
-    share.observe([True] * 5 + [False] * 5)
-    share.observe([False] * 5 + [True] * 5)
-    assert share.share == 0.5
-
-
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), min_size=1))
 def test_offsets_move_from_what_is_stored_to_after_the_last_record(reads: list[tuple[int, int]]) -> None:
     at = dict.fromkeys(range(4), 100)
@@ -146,17 +131,6 @@ def test_a_dead_letter_says_where_it_came_from_and_keeps_its_own_headers() -> No
         (ConnectionRefusedError(), True, False),
         (TimeoutError(), True, False),
         (asyncpg.AdminShutdownError("x"), True, False),
-
-
-def test_a_dead_letter_of_the_databases_making_quotes_no_row() -> None:
-    refused = asyncpg.NumericValueOutOfRangeError('value "my secret" is out of range for type integer')
-    refused.detail, refused.column_name, refused.table_name = "Failing row contains (my secret)", "seq", "events"  # pyright: ignore[reportAttributeAccessIssue]
-    driver = asyncpg.exceptions.DataError("invalid input for query argument $1: 'my secret'")
-    for error in (refused, driver):
-        poison = as_poison(error)
-        assert poison is not None and poison.reason == "database"
-        assert "secret" not in str(poison)
-    assert str(as_poison(refused)) == "NumericValueOutOfRangeError (sqlstate 22003, table events, column seq)"
         (asyncpg.CannotConnectNowError("x"), True, False),
         (asyncpg.DeadlockDetectedError("x"), True, False),
         (asyncpg.DiskFullError("x"), True, False),
@@ -172,3 +146,14 @@ def test_a_dead_letter_of_the_databases_making_quotes_no_row() -> None:
 )
 def test_errors_of_the_database_are_told_apart(error: Exception, passes: bool, blames_a_value: bool) -> None:
     assert (transient(error), data_error(error)) == (passes, blames_a_value)
+
+
+def test_a_dead_letter_of_the_databases_making_quotes_no_row() -> None:
+    refused = asyncpg.NumericValueOutOfRangeError('value "my secret" is out of range for type integer')
+    refused.detail, refused.column_name, refused.table_name = "Failing row contains (my secret)", "seq", "events"  # pyright: ignore[reportAttributeAccessIssue]
+    driver = asyncpg.exceptions.DataError("invalid input for query argument $1: 'my secret'")
+    for error in (refused, driver):
+        poison = as_poison(error)
+        assert poison is not None and poison.reason == "database"
+        assert "secret" not in str(poison)
+    assert str(as_poison(refused)) == "NumericValueOutOfRangeError (sqlstate 22003, table events, column seq)"

@@ -23,6 +23,9 @@ from flywheel.log import get_logger
 from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream._kafka import grouped_consumer, mapped, to_record
+from flywheel.stream.age import Ages
+from flywheel.stream.blocked import Stopwatch
+from flywheel.stream.brake import Brake, Kept, Revoked
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.positions import Fenced, Item, Sink, Value
 from flywheel.stream.probe import Probe
@@ -56,19 +59,24 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
     """Reads one topic as a member of ``group`` and hands it to a sink in batches of at most ``batch_records``.
 
     Transient errors of sink or broker are waited out in place, partitions kept; a record that can never be stored
-    goes to the dead letters, acknowledged there before its offset moves. Raises FatalError when their share passes
-    the limit, or when the stored offsets do not belong to this topic.
+    goes to the dead letters, acknowledged there before its offset moves. When their share passes the limit, or the
+    brake is on already, it pauses in place. Raises FatalError when the stored offsets do not belong to this topic.
     """
 
     def __init__(
         self, bootstrap: str, topic: Topic, group: str, sink: Sink[Value], *, dead: DeadLetters, share: DeadShare,
-        health: Health, batch_records: int, batch_wait_ms: int,
+        brakes: Kept, health: Health, batch_records: int, batch_wait_ms: int,
     ) -> None:  # fmt: skip
         self._bootstrap = bootstrap
         self._topic = topic
         self._group = group
         self._sink = sink
-        self._writer = BatchWriter(topic, sink, dead, share, health, beat=_BEAT)
+        ages = Ages[int]()
+        self._brake = Brake(brakes, share, topic, health, beat=_BEAT)
+        self._writer = BatchWriter(
+            topic, sink, dead, self._brake, health, beat=_BEAT, batch_records=batch_records, ages=ages
+        )
+        self._reading = Stopwatch(topic.name)
         self._health = health
         self._batch_records = batch_records
         self._wait_s = batch_wait_ms / 1000
@@ -76,7 +84,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         self._owned: frozenset[int] | None = None  # set by the group, until the loop has taken it over
         self._assignment = _Assignment()
         self._failing_since: float | None = None
-        self._probe = Probe(topic, health, lambda: self._assignment.stored)
+        self._probe = Probe(topic, health, lambda: self._assignment.stored, ages, (self._reading, self._writer.watch))
 
     @property
     def lag(self) -> int | None:
@@ -87,7 +95,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         """Read until ``stop`` is set, then store what is in hand and leave the group."""
         self._stop = stop
         consumer = await self._join()
-        probe = asyncio.create_task(self._probe.run(consumer, lambda: self._owned is None), name="probe")
+        probe = asyncio.create_task(self._beside(consumer), name="probe")
         try:
             await self._consume(consumer, probe)
             await self._probe.commit(consumer)
@@ -97,6 +105,12 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
             probe.cancel()
             await consumer.stop()
             self._health.retire(_BEAT)
+
+    async def _beside(self, consumer: AIOKafkaConsumer) -> None:
+        """Watch the broker and the brake until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._probe.run(consumer, lambda: self._owned is None))
+            tasks.create_task(self._brake.watch())
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Forget what we owned; the group calls it. What is being written either wins its offsets or is fenced."""
@@ -211,7 +225,8 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
 
     async def _poll(self, consumer: AIOKafkaConsumer, room: int) -> list[Record]:
         try:
-            polled = await consumer.getmany(timeout_ms=round(self._wait_s * 1000), max_records=max(1, room))
+            with self._reading.on("empty"):
+                polled = await consumer.getmany(timeout_ms=round(self._wait_s * 1000), max_records=max(1, room))
         except KafkaError as error:
             known = mapped(error)
             self._failing_since = self._failing_since or time.monotonic()
@@ -242,7 +257,9 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
 
     async def _store(self, source: _Assignment, items: Sequence[Item[Value]]) -> None:
         try:
-            await self._writer.store(items, source.stored, self._stop)
+            await self._writer.store(items, source.stored, self._stop, lambda: self._assignment is source)
+        except Revoked:
+            _log.info("revoked while paused: what was in hand is another's", topic=self._topic.name)
         except Fenced:
             source.fenced = True
             metrics.FENCED.labels(self._topic.name).inc()

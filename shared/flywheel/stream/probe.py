@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -13,6 +13,8 @@ from flywheel import metrics
 from flywheel.errors import FatalError
 from flywheel.health import Health, stalled
 from flywheel.log import get_logger
+from flywheel.stream.age import Ages
+from flywheel.stream.blocked import Stopwatch
 from flywheel.topics import Topic
 
 _log = get_logger(__name__)
@@ -27,10 +29,15 @@ class Probe:
     Kafka's offsets are for those who watch the lag there; nothing depends on them.
     """
 
-    def __init__(self, topic: Topic, health: Health, stored: Callable[[], Mapping[int, int]]) -> None:
+    def __init__(
+        self, topic: Topic, health: Health, stored: Callable[[], Mapping[int, int]], ages: Ages[int],
+        watches: Sequence[Stopwatch] = (),
+    ) -> None:  # fmt: skip
         self._topic = topic
         self._health = health
         self._stored = stored
+        self._ages = ages
+        self._watches = watches
         self._measured: set[int] = set()
         self._moved = time.monotonic()
         self.lag: int | None = None
@@ -47,14 +54,17 @@ class Probe:
         """
         while True:
             await asyncio.sleep(_EVERY_S)
+            for watch in self._watches:
+                watch.flush()
             stored = dict(self._stored())
             try:
-                await self.commit(consumer)
                 behind = await self._behind(consumer, stored)
             except (KafkaError, TimeoutError) as error:
                 self.lag = None
                 self.moved()  # it cannot, while the broker is away
-                self._health.ready("kafka", False, f"{type(error).__name__}: {error}")
+                why = f"no answer within {_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else repr(error)
+                self._health.ready("kafka", False, why)
+                self._publish_ages()
                 continue
             self._publish(behind)
             if not self.lag or not settled():
@@ -65,6 +75,7 @@ class Probe:
             self._health.ready("kafka", ready, "" if ready else "taking over partitions")
             if ready:
                 self._health.started()
+            await self.commit(consumer)
 
     async def commit(self, consumer: AIOKafkaConsumer) -> None:
         """Tell Kafka what is stored."""
@@ -84,7 +95,18 @@ class Probe:
     def _publish(self, behind: Mapping[int, int]) -> None:
         for number, records in behind.items():
             metrics.LAG_RECORDS.labels(self._topic.name, number).set(records)
-        for number in self._measured - behind.keys():
-            metrics.LAG_RECORDS.remove(self._topic.name, number)  # it is another process's to tell
+        for number in self._measured - behind.keys():  # it is another process's to tell
+            metrics.LAG_RECORDS.remove(self._topic.name, number)
+            metrics.LAG_SECONDS.remove(self._topic.name, number)
         self._measured = set(behind)
         self.lag = sum(behind.values())
+        self._ages.look(_now_ms(), behind)
+        self._publish_ages()
+
+    def _publish_ages(self) -> None:
+        for number, seconds in self._ages.seconds(_now_ms()).items():
+            metrics.LAG_SECONDS.labels(self._topic.name, number).set(seconds)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)

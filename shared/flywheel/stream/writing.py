@@ -1,10 +1,13 @@
-"""Stores batches for an events loop: retried in place, dead letters first, a batch the database refuses taken apart."""
+"""Stores batches for an events loop: the brake asked first, retried in place, dead letters before offsets, a batch that
+the database refuses taken apart.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Generic
 
 from flywheel import metrics
@@ -12,10 +15,12 @@ from flywheel.errors import PoisonError
 from flywheel.health import Health
 from flywheel.retry import retry_in_place
 from flywheel.storage.postgres import transient
+from flywheel.stream.age import Ages
+from flywheel.stream.blocked import Stopwatch
+from flywheel.stream.brake import Brake
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import as_poison
-from flywheel.stream.positions import Item, Rejected, Sink, Value, moves_of
-from flywheel.stream.share import DeadShare
+from flywheel.stream.positions import Item, Move, Rejected, Sink, Value, moves_of
 from flywheel.topics import Topic
 
 
@@ -23,40 +28,66 @@ class BatchWriter(Generic[Value]):
     """Brings every item to its one place: the sink, or the dead letters; only then do its offsets move."""
 
     def __init__(
-        self, topic: Topic, sink: Sink[Value], dead: DeadLetters, share: DeadShare, health: Health, *, beat: str
-    ) -> None:
-        self._topic = topic
+        self, topic: Topic, sink: Sink[Value], dead: DeadLetters, brake: Brake, health: Health, *, beat: str,
+        batch_records: int, ages: Ages[int],
+    ) -> None:  # fmt: skip
+        self._topic = topic.name
         self._sink = sink
         self._dead = dead
-        self._share = share
+        self._brake = brake
         self._health = health
         self._beat = beat
+        self._batch_records = batch_records
+        self._ages = ages
+        self._batch: Sequence[Item[Value]] = ()
+        self.watch = Stopwatch(topic.name)
 
-    async def store(self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event) -> None:
-        """Store the items, in order, and note in ``stored`` how far the offsets moved.
+    async def store(
+        self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event, ours: Callable[[], bool]
+    ) -> None:
+        """Store the items, in order, and note in ``stored`` how far the offsets moved; ``ours`` says whether they may
+        still be.
 
-        Raises Fenced (nothing more is ours to write), FatalError (too many dead letters), Stopped, and what is a bug.
+        Raises Fenced and Revoked (nothing more is ours to write), Stopped, and what is a bug.
         """
         started = time.monotonic()
-        self._share.observe(item.poison is not None for item in items)
-        await self._store(items, stored, stop)
-        name = self._topic.name
-        metrics.HANDLE_SECONDS.labels(name).observe(time.monotonic() - started)
-        metrics.BATCH_RECORDS.labels(name).observe(len(items))
-        metrics.CONSUMED.labels(name).inc(len(items))
-        for oldest in {item.record.partition: item.record.timestamp_ms for item in reversed(items)}.values():
-            metrics.DURABLE_SECONDS.observe(max(0.0, time.time() - oldest / 1000))
+        self._batch = items
+        self._ages.handling({item.record.partition: item.record.timestamp_ms for item in reversed(items)})
+        try:
+            await self._store(items, stored, stop, ours)
+        except BaseException:
+            self._ages.abandoned()
+            self._brake.abandon()
+            raise
+        self._brake.settle(items)
+        self._ages.durable({item.record.partition: item.record.timestamp_ms for item in items})
+        metrics.HANDLE_SECONDS.labels(self._topic).observe(time.monotonic() - started)
+        metrics.BATCH_RECORDS.labels(self._topic).observe(len(items))
+        metrics.BATCH_UTILISATION.labels(self._topic).observe(len(items) / self._batch_records)
+        metrics.CONSUMED.labels(self._topic).inc(len(items))
+        now = time.time()
+        for stamp, count in Counter(item.record.timestamp_ms for item in items).items():
+            metrics.DURABLE_SECONDS.observe(max(0.0, now - stamp / 1000), count)
 
-    async def _store(self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event) -> None:
+    async def _store(
+        self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event, ours: Callable[[], bool]
+    ) -> None:
         while True:
+            with self.watch.on("brake"):
+                await self._brake.permit(self._batch, stop=stop, ours=ours)
             await self._bury(items, stop)
             moves = moves_of(items, stored)
             good = [item for item in items if item.poison is None]
+
+            async def write(good: list[Item[Value]] = good, moves: list[Move] = moves) -> None:
+                with self.watch.on("write"):
+                    await self._sink.write(good, moves)
+
             try:
-                await retry_in_place(
-                    lambda good=good, moves=moves: self._sink.write(good, moves), transient=transient,
-                    health=self._health, check="postgres", stop=stop, beat=self._beat,
-                )  # fmt: skip
+                with self.watch.on("retry"):
+                    await retry_in_place(
+                        write, transient=transient, health=self._health, check="postgres", stop=stop, beat=self._beat
+                    )
             except Rejected as rejected:
                 self._mark(good, rejected.reasons)
             except Exception as error:
@@ -65,18 +96,18 @@ class BatchWriter(Generic[Value]):
                     raise
                 if len(items) > 1:
                     middle = len(items) // 2
-                    await self._store(items[:middle], stored, stop)
-                    await self._store(items[middle:], stored, stop)
+                    await self._store(items[:middle], stored, stop, ours)
+                    await self._store(items[middle:], stored, stop, ours)
                     return
                 self._mark(good, {(items[0].record.partition, items[0].record.offset): poison})
             else:
                 stored.update((move.partition, move.next) for move in moves)
                 return
 
-    def _mark(self, items: Sequence[Item[Value]], reasons: dict[tuple[int, int], PoisonError]) -> None:
+    @staticmethod
+    def _mark(items: Sequence[Item[Value]], reasons: dict[tuple[int, int], PoisonError]) -> None:
         for item in items:
             item.poison = reasons.get((item.record.partition, item.record.offset))
-        self._share.observe(True for _ in reasons)
 
     async def _bury(self, items: Sequence[Item[Value]], stop: asyncio.Event) -> None:
         async def put(item: Item[Value], poison: PoisonError) -> None:
@@ -87,4 +118,6 @@ class BatchWriter(Generic[Value]):
             item.buried = True
 
         waiting = [(item, item.poison) for item in items if item.poison is not None and not item.buried]
-        await asyncio.gather(*(put(item, poison) for item, poison in waiting))
+        if waiting:
+            with self.watch.on("bury"):
+                await asyncio.gather(*(put(item, poison) for item, poison in waiting))

@@ -1,4 +1,4 @@
-"""The commands ``flywheel dead list``, ``show`` and ``replay``."""
+"""The commands ``flywheel dead list``, ``show``, ``replay`` and ``release``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ NEWEST = 10_000
 
 Topic = Annotated[str | None, typer.Option(help="only of this topic, such as flywheel.events; default: of all")]
 Reason = Annotated[str | None, typer.Option(help="only with this reason, such as schema")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 Since = Annotated[str | None, typer.Option(help="only those written since: 90s, 30m, 2h, 7d, or a UTC time")]
 
 
@@ -126,7 +127,7 @@ def replay(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="also what was replayed before")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Yes = False,
 ) -> None:
     """Put dead letters back on the topic they came from, as they came.
 
@@ -181,6 +182,28 @@ async def _replay(
         await producer.stop()
         _tell_done(done)
     return short or done.failed > 0
+
+
+@dead.command()
+def release(
+    topic: Annotated[
+        str | None, typer.Option(help="only on this topic; default: every consumer that is paused")
+    ] = None,
+    allow: Annotated[
+        int, typer.Option(min=0, help="let so many records of the topic through unjudged, dead letters or not")
+    ] = 0,
+    yes: Yes = False,
+) -> None:
+    """Let consumers go on that paused because too much of what came were dead letters.
+
+    Shows why they did. They go on within a second or two, where they stopped, judged anew from nothing; what is still
+    poison is then buried. Exit status 1 when nobody said yes.
+    """
+    from flywheel.settings import Connections
+    from flywheel.tools.dead.release import release_brakes
+
+    done = asyncio.run(release_brakes(Connections.load().postgres, topic, allow, yes=yes))
+    raise typer.Exit(0 if done else 1)
 
 
 def _tell(plan: Plan, selection: Selection) -> None:

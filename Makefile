@@ -75,6 +75,12 @@ chaos-short: ## the same in a few minutes
 bench: setup ## how fast: the recorder against COPY's limit and a plain Faust pipeline (minutes; wants a quiet machine)
 	$(BIN)/python -m bench.recorder $(BENCH)
 
+# OUTAGE="--minutes 1 --rate 500" makes another one.
+OUTAGE ?= --minutes 10
+.PHONY: outage
+outage: setup ## take Postgres and Kafka away from the recorder for minutes, and see that it waits and recovers
+	$(BIN)/python -m tests.chaos.outage $(OUTAGE)
+
 .PHONY: docs
 docs: setup ## write the generated pages of docs/ from the code
 	$(BIN)/python -m flywheel.tools.docs

@@ -107,6 +107,16 @@ class LocalStack:
         self._ports.release()
         self.files.release()
 
+    async def halt(self, name: str) -> None:
+        """Stop one part that we started, until :meth:`resume`; its data stays."""
+        await self._stop(name)
+
+    async def resume(self, name: str) -> None:
+        """Start a part again that was halted, and return when it is ready. Raises StackError."""
+        assert self._supervisor is not None
+        await self._run(self._supervisor.children[name].spec, self._addresses[name])
+        await (self._until_declared(name) if name in INFRASTRUCTURE else self._until_ready(name))
+
     async def probe(self) -> dict[str, Part]:
         """Ask every part how it is, and return them."""
         self._health |= await probes.probe_all(list(self.parts.values()), self.env)

@@ -48,12 +48,13 @@ demo: setup ## watch agents get better: the closed loop, a minute or two
 # ---- the workshop ----------------------------------------------------------------------------------------------------
 
 .PHONY: check
-check: setup ## lint, format, types, import rules, generated pages
+check: setup ## lint, format, types, import rules, generated pages and manifests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python -m flywheel.tools.docs --check
+	$(BIN)/python -m deploy.k8s.generate --check
 
 # TESTS="tests/unit -k window" runs some of them.
 TESTS ?= tests
@@ -81,9 +82,15 @@ OUTAGE ?= --minutes 10
 outage: setup ## take Postgres and Kafka away from the recorder for minutes, and see that it waits and recovers
 	$(BIN)/python -m tests.chaos.outage $(OUTAGE)
 
+# kustomize and the custom resources' definitions are made once (go, mvn); promtool is Debian's package prometheus.
+.PHONY: manifests
+manifests: setup ## build every Kubernetes overlay, hold it against schemas, rules and the code, and test the alerts
+	$(BIN)/python -m pytest tests/manifests
+
 .PHONY: docs
-docs: setup ## write the generated pages of docs/ from the code
+docs: setup ## write the generated pages of docs/ and the generated manifests from the code
 	$(BIN)/python -m flywheel.tools.docs
+	$(BIN)/python -m deploy.k8s.generate
 
 .PHONY: format
 format: setup ## let ruff put the code in order

@@ -1,0 +1,54 @@
+"""Write what of the manifests follows from the code, or with ``--check`` tell what no longer agrees with it.
+
+``python -m deploy.k8s.generate [--check]``: topics, users, alerting rules, dashboards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.k8s import kafka
+
+FOLDER = Path(__file__).parent
+_NOTE = "# Written by `python -m deploy.k8s.generate` from the code; `make check` fails when they disagree.\n"
+
+
+def files() -> dict[str, str]:
+    """Return every generated file: its path below ``deploy/k8s`` and its text."""
+    return {
+        "platform/topics.yaml": documents(kafka.topics()),
+        "platform/users.yaml": documents(kafka.users()),
+    }
+
+
+def documents(resources: Iterable[dict[str, Any]]) -> str:
+    """Return resources as one YAML stream."""
+    return _NOTE + yaml.safe_dump_all(resources, sort_keys=False, width=120, allow_unicode=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files, or check them; return the exit status."""
+    wanted = files()
+    stale = [name for name, text in wanted.items() if _read(FOLDER / name) != text]
+    if "--check" in arguments:
+        for name in stale:
+            sys.stderr.write(f"{FOLDER / name} does not agree with the code: run `make docs`\n")
+        return 1 if stale else 0
+    for name in stale:
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / name).write_text(wanted[name], encoding="utf-8")
+        sys.stdout.write(f"wrote {FOLDER / name}\n")
+    return 0
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,237 @@
+"""Names, numbers and ports of the manifests are those of the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from typing import Any
+
+import pytest
+
+from deploy.k8s.generate import FOLDER, files
+from deploy.k8s.kafka import IN_STEP, REPLICAS, SERVICES, USERS
+from deploy.local.parts import SERVICES as NAMES
+from deploy.local.services import port_setting
+from flywheel import settings, topics
+from flywheel.storage import postgres
+from services.gateway import __main__ as gateway
+from tests.manifests.conftest import built
+from tests.manifests.resources import Resource, of_kind, one, pods
+from tests.support.processes import ROOT
+
+SCALED = {"recorder": topics.EVENTS, "archiver": topics.TRAJECTORIES, "trainer": topics.BATCHES}
+
+
+def environment(resources: list[dict[str, Any]], service: str) -> dict[str, str]:
+    """Return what a service finds in its environment; what comes from secrets is ``from a secret``."""
+    container = one(resources, "Deployment", service)["spec"]["template"]["spec"]["containers"][0]
+    shared = one(resources, "ConfigMap", container["envFrom"][0]["configMapRef"]["name"])["data"]
+    return {**shared, **{v["name"]: v.get("value", "from a secret") for v in container["env"]}}
+
+
+def fields() -> dict[str, tuple[type[settings.Section], str]]:
+    """Return every setting by the name of its variable."""
+    return {
+        f"{section.model_config.get('env_prefix', '')}{name.upper()}": (section, name)
+        for section in settings.SECTIONS
+        for name in section.model_fields
+    }
+
+
+def test_generated_files_are_up_to_date() -> None:
+    on_disk = {name: (FOLDER / name).read_text(encoding="utf-8") for name in files()}
+    assert on_disk == files()
+
+
+def test_the_five_services_are_there(resources: list[dict[str, Any]]) -> None:
+    deployed = {r["metadata"]["name"] for r in of_kind(resources, "Deployment")}
+    assert deployed == set(NAMES)
+    for name in deployed:
+        container = one(resources, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert container["command"] == ["python", "-m", f"services.{name}"]
+
+
+def test_every_setting_exists_and_takes_its_value(
+    resources: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = fields()
+    for service in NAMES:
+        given = environment(resources, service)
+        assert given.keys() <= known.keys()
+        with monkeypatch.context() as patched:
+            for name, value in given.items():
+                patched.setenv(name, value)
+            for section in {known[name][0] for name in given}:
+                section()  # raises where a value does not fit
+        assert {"FLYWHEEL_POSTGRES", "FLYWHEEL_S3_SECRET_KEY"} <= {n for n, v in given.items() if v == "from a secret"}
+
+
+def test_no_secret_setting_has_a_value_here(resources: list[dict[str, Any]]) -> None:
+    secret = {n for n, (section, field) in fields().items() if "Secret" in str(section.model_fields[field].annotation)}
+    for service in NAMES:
+        assert {v for n, v in environment(resources, service).items() if n in secret} == {"from a secret"}
+
+
+def test_ports_are_those_that_the_services_listen_on(resources: list[dict[str, Any]]) -> None:
+    known = fields()
+    opened = {
+        port["port"]
+        for rule in one(resources, "NetworkPolicy", "scrape-services")["spec"]["ingress"]
+        for port in rule["ports"]
+    }
+    wanted: set[int] = set()
+    for service in NAMES:
+        variable = port_setting(service)
+        section, field = known[variable]
+        port = int(environment(resources, service).get(variable) or section.model_fields[field].get_default())
+        container = one(resources, "Deployment", service)["spec"]["template"]["spec"]["containers"][0]
+        assert container["ports"] == [{"name": "http", "containerPort": port}]
+        assert one(resources, "Service", service)["spec"]["ports"][0]["port"] == port
+        wanted.add(port)
+    assert opened == wanted
+
+
+def test_a_service_may_drain_before_it_is_killed(resources: list[dict[str, Any]]) -> None:
+    for service in NAMES:
+        grace = float(environment(resources, service)["FLYWHEEL_STOP_GRACE_S"])
+        assert (
+            one(resources, "Deployment", service)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > grace
+        )
+
+
+def test_state_is_written_where_a_volume_is(resources: list[dict[str, Any]]) -> None:
+    for service in NAMES:
+        spec = one(resources, "Deployment", service)["spec"]["template"]["spec"]
+        mounted = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert {environment(resources, service)["FLYWHEEL_VAR"], "/tmp"} <= mounted
+        assert {m["name"] for m in spec["containers"][0]["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
+
+
+def test_there_is_a_resource_for_every_topic(resources: list[dict[str, Any]], overlay: str) -> None:
+    declared = {r["spec"]["topicName"]: r["spec"] for r in of_kind(resources, "KafkaTopic")}
+    assert declared.keys() == topics.BY_NAME.keys()
+    for name, topic in topics.BY_NAME.items():
+        assert declared[name]["partitions"] == topic.partitions
+        assert topic.config().items() <= declared[name]["config"].items()
+        replicas, in_step = (1, 1) if overlay == "dev" else (REPLICAS, IN_STEP)
+        assert (declared[name]["replicas"], declared[name]["config"]["min.insync.replicas"]) == (replicas, str(in_step))
+
+
+def test_brokers_take_the_largest_message(resources: list[dict[str, Any]]) -> None:
+    config = one(resources, "Kafka", "flywheel")["spec"]["kafka"]["config"]
+    assert config["message.max.bytes"] == config["replica.fetch.max.bytes"] == topics.MAX_MESSAGE_BYTES
+
+
+def test_users_may_do_what_the_services_do_in_code() -> None:
+    for user in SERVICES:
+        source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "services" / user.name).rglob("*.py"))
+        imported = {
+            name
+            for line in re.findall(r"from flywheel\.topics import \(?([A-Z_,\s]+)", source)
+            for name in re.findall(r"\w+", line)
+        }
+        used = {getattr(topics, name).name for name in imported if isinstance(getattr(topics, name), topics.Topic)}
+        assert used == {topic.name for topic in (*user.reads, *user.writes)}, user.name
+        group = re.search(r'_GROUP = "([^"]+)"', source)
+        assert (group.group(1) if group else None) == user.group
+
+
+def allowed(resources: list[dict[str, Any]], user: str, operation: str) -> set[str]:
+    """Return the topics that a user may do this to, by its resource alone."""
+    out: set[str] = set()
+    for rule in one(resources, "KafkaUser", user)["spec"]["authorization"]["acls"]:
+        name, kind = rule["resource"]["name"], rule["resource"]["type"]
+        if kind == "topic" and {operation, "All"} & set(rule["operations"]):
+            prefix = rule["resource"]["patternType"] == "prefix"
+            out |= {t for t in topics.BY_NAME if t == name or (prefix and t.startswith(name))}
+    return out
+
+
+def test_only_the_deployer_may_say_which_model_agents_run(resources: list[dict[str, Any]]) -> None:
+    names = [r["metadata"]["name"] for r in of_kind(resources, "KafkaUser")]
+    assert names == [f"flywheel-{name}" for name in sorted(user.name for user in USERS)]
+    assert [n for n in names if topics.MODEL_UPDATES.name in allowed(resources, n, "Write")] == ["flywheel-deployer"]
+
+
+def test_agents_may_record_follow_and_acknowledge_and_nothing_else(resources: list[dict[str, Any]]) -> None:
+    assert allowed(resources, "flywheel-agents", "Write") == {
+        topics.EVENTS.name, topics.ACKS.name, topics.OUTCOMES.name,
+    }  # fmt: skip
+    assert allowed(resources, "flywheel-agents", "Read") == {topics.MODEL_UPDATES.name}
+
+
+def test_only_the_services_come_to_kafka_without_a_name(resources: list[dict[str, Any]]) -> None:
+    listeners = {each["name"]: each for each in one(resources, "Kafka", "flywheel")["spec"]["kafka"]["listeners"]}
+    (peer,) = listeners["plain"]["networkPolicyPeers"]
+    (rule,) = peer["podSelector"]["matchExpressions"]
+    assert set(rule["values"]) == set(NAMES) and "namespaceSelector" not in peer
+    assert listeners["scram"]["tls"] is True and listeners["scram"]["authentication"]["type"] == "scram-sha-512"
+    assert all(environment(resources, name)["FLYWHEEL_KAFKA"].endswith(":9092") for name in NAMES)
+
+
+def most(resources: list[dict[str, Any]], name: str) -> int:
+    """Return how many of a service there can be, with the pod that a rolling update adds."""
+    scalers: list[Resource] = [
+        r
+        for r in of_kind(resources, "ScaledObject", "HorizontalPodAutoscaler")
+        if r["spec"]["scaleTargetRef"]["name"] == name
+    ]
+    spec = one(resources, "Deployment", name)["spec"]
+    at_most = [r["spec"].get("maxReplicaCount") or r["spec"]["maxReplicas"] for r in scalers] or [spec["replicas"]]
+    return at_most[0] + spec["strategy"].get("rollingUpdate", {}).get("maxSurge", 0)
+
+
+def test_all_services_at_their_most_fit_into_postgres(resources: list[dict[str, Any]]) -> None:
+    pool = inspect.signature(postgres.connect).parameters["max_size"].default
+    pools = {name: gateway._POOL if name == "gateway" else pool for name in NAMES}
+    wanted = sum(most(resources, name) * pools[name] for name in NAMES)
+    cluster = one(resources, "Cluster", "flywheel-postgres")["spec"]
+    spare = 20  # the operator's, backups, migrations, KEDA, people
+    assert wanted + spare <= int(cluster["postgresql"]["parameters"]["max_connections"])
+
+
+@pytest.mark.parametrize("overlay", ["gpu"])
+def test_consumers_are_never_more_than_partitions(overlay: str) -> None:
+    resources = built(overlay)
+    scaled = {r["metadata"]["name"]: r["spec"] for r in of_kind(resources, "ScaledObject")}
+    assert scaled.keys() == SCALED.keys()
+    for name, topic in SCALED.items():
+        assert scaled[name]["maxReplicaCount"] <= topic.partitions
+        assert scaled[name]["scaleTargetRef"]["name"] == name
+        assert scaled[name]["minReplicaCount"] >= (0 if name == "trainer" else 1)
+        for trigger in scaled[name]["triggers"]:
+            if trigger["type"] == "kafka":
+                assert trigger["metadata"]["topic"] == topic.name
+                assert trigger["metadata"]["consumerGroup"] in {user.group for user in SERVICES}
+
+
+def test_the_trainer_of_the_gpu_overlay_lands_on_a_gpu_and_keeps_its_state() -> None:
+    resources = built("gpu")
+    spec = one(resources, "Deployment", "trainer")["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert spec["nodeSelector"] and [t["key"] for t in spec["tolerations"]] == ["nvidia.com/gpu"]
+    assert one(resources, "PriorityClass", spec["priorityClassName"])["preemptionPolicy"] == "Never"
+    (var,) = [v for v in spec["volumes"] if v["name"] == "var"]
+    assert one(resources, "PersistentVolumeClaim", var["persistentVolumeClaim"]["claimName"])
+    assert environment(resources, "trainer")["FLYWHEEL_TRAINER_DEVICE"] == "cuda"
+
+
+def test_images_carry_the_version_of_the_project(resources: list[dict[str, Any]]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    images = {c["image"] for pod in pods(resources) for c in pod.containers if c["image"].startswith("flywheel/")}
+    assert images == {f"flywheel/services:{version}", f"flywheel/trainer:{version}"}
+
+
+def test_every_secret_that_is_asked_for_is_documented(resources: list[dict[str, Any]]) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    wanted = {
+        (v["valueFrom"]["secretKeyRef"]["name"], v["valueFrom"]["secretKeyRef"]["key"])
+        for pod in pods(resources)
+        for c in pod.containers
+        for v in c.get("env", ())
+        if "secretKeyRef" in v.get("valueFrom", {})
+    }
+    assert wanted
+    for name, key in wanted:
+        assert any(f"`{name}`" in line and f"`{key}`" in line for line in page.splitlines()), f"{name}: {key}"

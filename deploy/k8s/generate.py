@@ -1,6 +1,6 @@
 """Write what of the manifests follows from the code, or with ``--check`` tell what no longer agrees with it.
 
-``python -m deploy.k8s.generate [--check]``: topics, users, alerting rules, dashboards.
+``python -m deploy.k8s.generate [--check]``: topics, users, alerting rules and their page, dashboards.
 """
 
 from __future__ import annotations
@@ -13,16 +13,30 @@ from typing import Any
 import yaml
 
 from deploy.k8s import kafka
+from deploy.monitoring.alerts import rule_groups
+from deploy.monitoring.page import page
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 _NOTE = "# Written by `python -m deploy.k8s.generate` from the code; `make check` fails when they disagree.\n"
 
 
 def files() -> dict[str, str]:
-    """Return every generated file: its path below ``deploy/k8s`` and its text."""
+    """Return every generated file: its path in the checkout, and its text."""
     return {
-        "platform/topics.yaml": documents(kafka.topics()),
-        "platform/users.yaml": documents(kafka.users()),
+        "deploy/k8s/platform/topics.yaml": documents(kafka.topics()),
+        "deploy/k8s/platform/users.yaml": documents(kafka.users()),
+        "deploy/k8s/monitoring/rules.yaml": documents([rules()]),
+        "docs/alerts.md": page(),
+    }
+
+
+def rules() -> dict[str, Any]:
+    """Return the alerting rules as the Prometheus operator's resource."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "flywheel"},
+        "spec": rule_groups(),
     }
 
 
@@ -34,15 +48,15 @@ def documents(resources: Iterable[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> int:
     """Write the files, or check them; return the exit status."""
     wanted = files()
-    stale = [name for name, text in wanted.items() if _read(FOLDER / name) != text]
+    stale = [name for name, text in wanted.items() if _read(ROOT / name) != text]
     if "--check" in arguments:
         for name in stale:
-            sys.stderr.write(f"{FOLDER / name} does not agree with the code: run `make docs`\n")
+            sys.stderr.write(f"{name} does not agree with the code: run `make docs`\n")
         return 1 if stale else 0
     for name in stale:
-        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
-        (FOLDER / name).write_text(wanted[name], encoding="utf-8")
-        sys.stdout.write(f"wrote {FOLDER / name}\n")
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_text(wanted[name], encoding="utf-8")
+        sys.stdout.write(f"wrote {name}\n")
     return 0
 
 

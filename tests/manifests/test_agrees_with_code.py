@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deploy.k8s.generate import FOLDER, files
+from deploy.k8s.generate import files
 from deploy.k8s.kafka import IN_STEP, REPLICAS, SERVICES, USERS
 from deploy.local.parts import SERVICES as NAMES
 from deploy.local.services import port_setting
@@ -40,7 +40,7 @@ def fields() -> dict[str, tuple[type[settings.Section], str]]:
 
 
 def test_generated_files_are_up_to_date() -> None:
-    on_disk = {name: (FOLDER / name).read_text(encoding="utf-8") for name in files()}
+    on_disk = {name: (ROOT / name).read_text(encoding="utf-8") for name in files()}
     assert on_disk == files()
 
 

@@ -14,8 +14,11 @@ import yaml
 
 from deploy.k8s import kafka
 from deploy.monitoring.alerts import rule_groups
+from deploy.monitoring.dashboards import BOARDS
+from deploy.monitoring.dashboards.grafana import dashboard_json
 from deploy.monitoring.page import page
 
+DASHBOARDS = "deploy/k8s/monitoring/dashboards"
 ROOT = Path(__file__).parents[2]
 _NOTE = "# Written by `python -m deploy.k8s.generate` from the code; `make check` fails when they disagree.\n"
 
@@ -26,6 +29,7 @@ def files() -> dict[str, str]:
         "deploy/k8s/platform/topics.yaml": documents(kafka.topics()),
         "deploy/k8s/platform/users.yaml": documents(kafka.users()),
         "deploy/k8s/monitoring/rules.yaml": documents([rules()]),
+        **{f"{DASHBOARDS}/{board.name}.json": dashboard_json(board) for board in BOARDS},
         "docs/alerts.md": page(),
     }
 

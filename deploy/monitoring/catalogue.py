@@ -12,7 +12,7 @@ from flywheel import metrics
 
 #: Series of the platform's exporters that alerts and dashboards ask for, by who exports them.
 OTHERS: dict[str, tuple[str, ...]] = {
-    "Prometheus": ("up", "ALERTS"),
+    "Prometheus": ("ALERTS",),
     "kube-state-metrics": (
         "kube_deployment_spec_replicas",
         "kube_deployment_status_observed_generation",

@@ -19,7 +19,7 @@ from tests.manifests.tools import find_promtool
 from tests.support.processes import ROOT
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
-SECTIONS = ("## What it means", "## How to see it", "## What to do")
+PARTS = ("## What it means", "## How to see it", "## What to do")
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ def test_cases_are_made_of_series_that_exist() -> None:
 def test_an_alert_has_a_runbook(alert: str) -> None:
     text = (RUNBOOKS / f"{alert}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {alert}\n")
-    parts = [text.partition(section)[2].partition("\n## ")[0].strip() for section in SECTIONS]
+    parts = [text.partition(section)[2].partition("\n## ")[0].strip() for section in PARTS]
     assert all(len(part) > 40 for part in parts), "a section is missing, or says nothing"
 
 

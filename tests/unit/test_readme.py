@@ -12,7 +12,7 @@ import pytest
 from flywheel.tools.docs import pages
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -45,7 +45,8 @@ def test_every_setting_and_metric_it_names_exists() -> None:
     for page in PAGES:
         text = page.read_text()
         named = set(re.findall(r"FLYWHEEL_[A-Z0-9_]+[A-Z0-9]|flywheel_[a-z_]+[a-z]", text))
-        assert {name for name in named if name not in reference} == set(), page.name
+        # A query asks for a histogram by its series.
+        assert {name for name in named if name.removesuffix("_bucket") not in reference} == set(), page.name
 
 
 @pytest.mark.parametrize("name", list(pages()))

@@ -206,6 +206,19 @@ def test_consumers_are_never_more_than_partitions(overlay: str) -> None:
                 assert trigger["metadata"]["consumerGroup"] in {user.group for user in SERVICES}
 
 
+def test_scaling_by_lag_logs_in_as_a_user_who_sees_the_lag() -> None:
+    """KEDA takes the user's name from the authentication alone, never from a trigger."""
+    resources = built("prod")
+    (given,) = one(resources, "TriggerAuthentication", "kafka")["spec"]["configMapTargetRef"]
+    user = one(resources, "ConfigMap", given["name"])["data"][given["key"]]
+    secrets = {each["name"] for each in one(resources, "TriggerAuthentication", "kafka")["spec"]["secretTargetRef"]}
+    assert (given["parameter"], user in secrets) == ("username", True)
+    assert allowed(resources, user, "Describe") == topics.BY_NAME.keys()
+    assert allowed(resources, user, "Write") == allowed(resources, user, "Read") == set()
+    triggers = [t for r in of_kind(resources, "ScaledObject") for t in r["spec"]["triggers"] if t["type"] == "kafka"]
+    assert triggers and not any("username" in trigger["metadata"] for trigger in triggers)
+
+
 def test_the_trainer_of_the_gpu_overlay_lands_on_a_gpu_and_keeps_its_state() -> None:
     resources = built("gpu")
     spec = one(resources, "Deployment", "trainer")["spec"]["template"]["spec"]

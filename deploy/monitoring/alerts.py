@@ -60,6 +60,10 @@ EVENTS = (
         "Records of {{ $labels.topic }} wait and none is handled.", "10m",
     ),
     Alert(
+        "ConsumerPaused", "page", "max by (topic) (flywheel_brake) > 0",
+        "Too much of {{ $labels.topic }} is poison: its consumer pauses until a person releases it.",
+    ),
+    Alert(
         "DeadLetters", "ticket", risen("flywheel_dead_letters_total", "topic, reason", "10m"),
         "Records of {{ $labels.topic }} went to the dead letters: {{ $labels.reason }}.",
     ),

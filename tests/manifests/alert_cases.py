@@ -21,6 +21,7 @@ _READY = 'flywheel_ready{namespace="flywheel",pod="p",service="recorder"}'
 _LAG = 'flywheel_lag_records{topic="flywheel.events",partition="0"}'
 _CONSUMED = 'flywheel_consumed_total{topic="flywheel.events"}'
 _DEAD = 'flywheel_dead_letters_total{topic="flywheel.events",reason="schema"}'
+_BRAKE = 'flywheel_brake{topic="flywheel.events"}'
 _WAITING = 'flywheel_archiver_waiting_trajectories{channel="default"}'
 _BATCHES = 'flywheel_archiver_batches_total{channel="default"}'
 _UNFINISHED = "flywheel_trainer_unfinished_jobs"
@@ -72,6 +73,8 @@ CASES: tuple[Case, ...] = (
     Case("LagWithoutProgress", "fires before anything ever moved", {_LAG: "50x60"}, "40m", 1),
     Case("LagWithoutProgress", "is quiet while it moves", {_LAG: "50x60", _CONSUMED: "0+9x60"}, "40m", 0),
     Case("LagWithoutProgress", "is quiet when all is handled", {_LAG: "0x60", _CONSUMED: "900x60"}, "40m", 0),
+    Case("ConsumerPaused", "fires at once", {_BRAKE: "0x10 1x30"}, "11m", 1),
+    Case("ConsumerPaused", "is quiet once it is released", {_BRAKE: "1x10 0x30"}, "20m", 0),
     Case("DeadLetters", "fires on the first ever", {_DEAD: "_x29 1x30"}, "32m", 1),
     Case("DeadLetters", "fires on another one", {_DEAD: "3x30 4x30"}, "35m", 1),
     Case("DeadLetters", "is quiet about old ones", {_DEAD: "3x60"}, "45m", 0),

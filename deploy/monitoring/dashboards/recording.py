@@ -27,6 +27,12 @@ RECORDER = Board(
             (
                 ask("How far behind is each partition?", (_EVENTS[0], "{{partition}}")),
                 ask(
+                    "How old is what waits?",
+                    ('max by (partition) (flywheel_lag_seconds{topic="flywheel.events"})', "{{partition}}"),
+                    ('max(flywheel_brake{topic="flywheel.events"})', "paused by the brake"),
+                    unit="s",
+                ),
+                ask(
                     "How long until an event is durable?",
                     (quantile(0.5, "flywheel_recorder_durable_seconds"), "half"),
                     (quantile(0.99, "flywheel_recorder_durable_seconds"), "99 %"),
@@ -58,6 +64,16 @@ RECORDER = Board(
                     (quantile(0.5, "flywheel_batch_records", matching='topic="flywheel.events"'), "half"),
                     (quantile(0.99, "flywheel_batch_records", matching='topic="flywheel.events"'), "99 %"),
                     note="At its most all the time: the recorder is the bottleneck.",
+                ),
+                ask(
+                    "What does it wait for?",
+                    (rate("flywheel_blocked_seconds_total", "on", 'topic="flywheel.events"'), "{{on}}"),
+                    note="Seconds a second. write near 1: the database is the bottleneck; empty: nothing to do.",
+                ),
+                ask(
+                    "How full are its batches?",
+                    (quantile(0.5, "flywheel_batch_utilisation_ratio", matching='topic="flywheel.events"'), "half"),
+                    unit="percentunit",
                 ),
                 ask("What is poison?", (_EVENTS[2], "{{reason}}"), unit="cps"),
                 ask(

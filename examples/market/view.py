@@ -84,7 +84,7 @@ class View:
                 lambda b=batch: f"batch {b.batch_id} {b.status}: {b.trajectories} trajectories in {b.groups} groups",
             )  # fmt: skip
         for job in found.jobs:
-            if job.status in ("completed", "failed", "cancelled"):
+            if job.status in ("completed", "skipped", "failed", "cancelled"):
                 once(f"job {job.job_id}", job.status, lambda j=job: f"training on {j.batch_id}: {describe(j)}")
         for version, scores in found.whole_held_out(self._held_out).items():
             once(f"score {version}", True, lambda v=version, s=scores: f"version {v}: held-out reward {s.reward:.3f}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from flywheel.scoring_settings import ScoringSettings
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, ServiceSettings, TrainerSettings
 from flywheel.storage import postgres
+from flywheel.storage.s3 import S3ObjectStore
 from flywheel.stream.admin import ensure_topics
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.durable import DurableApp
@@ -21,7 +23,7 @@ from services.trainer.worker_process import WorkerProcess
 _GROUP = "flywheel-trainer"
 
 
-async def run(service: Service, connections: Connections, settings: TrainerSettings) -> None:
+async def run(service: Service, connections: Connections, settings: TrainerSettings, scoring: ScoringSettings) -> None:
     """Wire the trainer and run it until the service is asked to stop; publish what is left, then return."""
     worker = WorkerProcess(
         Setup(
@@ -42,7 +44,9 @@ async def run(service: Service, connections: Connections, settings: TrainerSetti
             "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
         )
         relay = OutboxRelay(pool, producer, service.health)
-        trainer = Trainer(pool, worker, relay, settings, service.health)
+        trainer = Trainer(
+            pool, S3ObjectStore.from_settings(connections), worker, relay, settings, scoring, service.health
+        )
         app = DurableApp(
             _GROUP, connections.kafka, var=service.settings.var, health=service.health,
             dead=DeadLetters(producer, service.name),
@@ -63,13 +67,13 @@ async def run(service: Service, connections: Connections, settings: TrainerSetti
 
 def main() -> int:
     """Read the settings, run, and return the exit status."""
-    connections, settings = Connections.load(), TrainerSettings.load()
+    connections, settings, scoring = Connections.load(), TrainerSettings.load(), ScoringSettings.load()
     return asyncio.run(
         run_service(
             "trainer",
             ServiceSettings.load(),
             settings.metrics_port,
-            lambda service: run(service, connections, settings),
+            lambda service: run(service, connections, settings, scoring),
         )
     )
 

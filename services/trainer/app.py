@@ -1,31 +1,35 @@
 """What the trainer does: announced batches become jobs, jobs become models, one at a time.
 
 The stream only notes jobs; training may take hours, and no consumer could be silent that long. A loop beside it takes
-the oldest job under a claim, has the worker do it, and writes the outcome together with its announcement.
+the oldest job under a claim, has its trajectories scored and the worker do the rest, and writes the outcome together
+with its announcement.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import asyncpg
 
 from flywheel import metrics
-from flywheel.errors import FatalError
+from flywheel.errors import FatalError, PoisonError, TransientError
 from flywheel.health import Health
 from flywheel.log import bound, get_logger
 from flywheel.messages import BatchReady
 from flywheel.retry import Stopped, retry_in_place
+from flywheel.scoring_settings import ScoringSettings
 from flywheel.settings import TrainerSettings
+from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
 from flywheel.waiting import first_of
 from services.trainer import store
-from services.trainer.protocol import Done, Failed, Stage, Steps
+from services.trainer.protocol import Done, Failed, Skipped, Stage, Steps
+from services.trainer.scoring.batch import BatchScoring
 from services.trainer.store import Claimed
 from services.trainer.worker_process import WorkerDied, WorkerProcess
 
@@ -37,36 +41,48 @@ _PROGRESS_S = 1.0
 _RETRY_S = 5.0
 
 Result = TypeVar("Result")
+Answer = Done | Skipped | Failed | WorkerDied
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How far the worker is, as it last said."""
+    """How far the job is, as was last heard."""
 
     status: str = "preparing"
     done: int = 0
     total: int = 0
+    groups_scored: int = 0
+    groups_total: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hear(self, report: Stage | Steps) -> None:
-        if isinstance(report, Stage):
+        if isinstance(report, Steps):
+            self.done, self.total = report.done, report.total
+        elif not (self.status == "scoring" and report.status == "preparing"):  # a job's stages never go back
             self.status = report.status
             self.news.set()
-        else:
-            self.done, self.total = report.done, report.total
+
+    def scored(self, groups: int, of: int) -> None:
+        self.groups_scored, self.groups_total = groups, of
+        if self.status != "scoring":
+            self.status = "scoring"
+            self.news.set()
 
 
 class Trainer:
     """Batches in, models out."""
 
     def __init__(
-        self, pool: asyncpg.Pool, worker: WorkerProcess, relay: OutboxRelay, settings: TrainerSettings, health: Health
-    ) -> None:
+        self, pool: asyncpg.Pool, store: ObjectStore, worker: WorkerProcess, relay: OutboxRelay,
+        settings: TrainerSettings, scoring: ScoringSettings, health: Health,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._worker = worker
         self._relay = relay
         self._settings = settings
         self._health = health
+        self._scoring = BatchScoring(pool, store, scoring, self._durably)
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._without_model: set[str] = set()
@@ -119,9 +135,7 @@ class Trainer:
         progress = _Progress()
         keeper = asyncio.create_task(self._keep(job, progress))
         try:
-            answer: Done | Failed | WorkerDied = await self._worker.train(job.order, progress.hear)
-        except WorkerDied as died:
-            answer = died
+            answer = await self._score_and_train(job, progress)
         finally:
             keeper.cancel()
             await asyncio.wait({keeper})
@@ -131,6 +145,31 @@ class Trainer:
             metrics.TRAINING_JOBS.labels("lost").inc()
             _log.warning("the claim on the job lapsed, its outcome is dropped")
 
+    async def _score_and_train(self, job: Claimed, progress: _Progress) -> Answer:
+        order = job.order
+        if self._scoring.needed(order.channel):
+            scoring = asyncio.create_task(self._scoring.score(order, progress.scored))
+            ends = [asyncio.create_task(event.wait()) for event in (self._stop, progress.lost)]
+            try:
+                await asyncio.wait({scoring, *ends}, return_when=asyncio.FIRST_COMPLETED)
+                if not scoring.done():
+                    return WorkerDied("scoring was interrupted")
+                order = order.model_copy(update={"scores": scoring.result()})
+            except PoisonError as error:
+                return Failed(error="poison", reason=error.reason, message=str(error))
+            except TransientError as error:
+                return Failed(error="transient", reason="transient", message=str(error))
+            except FatalError as error:
+                return Failed(error="fatal", reason="fatal", message=str(error))
+            finally:
+                for task in (scoring, *ends):
+                    task.cancel()
+                await asyncio.wait({scoring, *ends})
+        try:
+            return await self._worker.train(order, progress.hear)
+        except WorkerDied as died:
+            return died
+
     async def _keep(self, job: Claimed, progress: _Progress) -> None:
         """Prolong the claim and write progress while the job runs; kill the worker when the claim was lost."""
         while True:
@@ -139,18 +178,22 @@ class Trainer:
                 lambda: store.renew(
                     self._pool, job, lease_s=self._settings.lease_s, status=progress.status,
                     steps_done=progress.done, steps_total=progress.total,
+                    groups_scored=progress.groups_scored, groups_total=progress.groups_total,
                 )
             )  # fmt: skip
             if not held:
+                progress.lost.set()
                 self._worker.abort()
                 return
             progress.news.clear()
             await first_of(progress.news, timeout=min(_PROGRESS_S, self._settings.lease_s / 4))
 
-    async def _conclude(self, job: Claimed, answer: Done | Failed | WorkerDied) -> bool:
+    async def _conclude(self, job: Claimed, answer: Answer) -> bool:
         """Write what came of the job. False: it is not ours any more."""
         if isinstance(answer, Done):
             return await self._completed(job, answer)
+        if isinstance(answer, Skipped):
+            return await self._skipped(job, answer)
         if isinstance(answer, WorkerDied) and self._stop.is_set():
             _log.info("job put back: the trainer stops")
             return await self._durably(lambda: store.put_back(self._pool, job, counts_as_attempt=False))
@@ -179,10 +222,17 @@ class Trainer:
         self._health.ready("training", True)
         metrics.TRAINING_JOBS.labels("completed").inc()
         metrics.TRAINING_SECONDS.observe(done.metrics["seconds"])
-        for kind in ("trajectories", "calls", "rows"):
-            for reason, count in done.counts[f"{kind}_dropped"].items():
-                metrics.TRAINING_DROPPED.labels(kind, reason).inc(count)
+        _count_dropped(done.counts)
         _log.info("job completed", model_id=job.order.model_id, **done.metrics)
+        return True
+
+    async def _skipped(self, job: Claimed, skipped: Skipped) -> bool:
+        if not await self._durably(lambda: store.skip(self._pool, job, skipped)):
+            return False
+        self._health.ready("training", True)
+        metrics.TRAINING_JOBS.labels("skipped").inc()
+        _count_dropped(skipped.counts)
+        _log.info("job skipped", reason=skipped.reason, message=skipped.message, counts=skipped.counts)
         return True
 
     async def _again_or_never(self, job: Claimed, error: str, counts: dict[str, dict[str, int]]) -> bool:
@@ -204,3 +254,9 @@ class Trainer:
         return await retry_in_place(
             work, transient=transient, health=self._health, check="postgres", stop=self._stop, beat="jobs"
         )
+
+
+def _count_dropped(counts: Mapping[str, Mapping[str, int]]) -> None:
+    for kind in ("trajectories", "calls", "rows"):
+        for reason, count in counts[f"{kind}_dropped"].items():
+            metrics.TRAINING_DROPPED.labels(kind, reason).inc(count)

@@ -23,7 +23,7 @@ from flywheel.settings import TrainerSettings
 from flywheel.storage.objects import ObjectStore
 from services.trainer import models, rows, training
 from services.trainer.advantages import Scored, group_advantages
-from services.trainer.protocol import Done, Order, Stage, Steps
+from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
 
 Reporter = Callable[[Stage | Steps], None]
 
@@ -43,8 +43,9 @@ def run(
     cache: Path,
     ledger: rows.Ledger,
     report: Reporter,
-) -> Done:
-    """Do the job and return what to announce; ``ledger`` is filled on the way, also when the job fails.
+) -> Done | Skipped:
+    """Do the job and return what to announce, or that there was nothing to learn; ``ledger`` is filled on the way,
+    also when the job fails.
 
     ``cache`` keeps the fetched parent and nothing older. Raises PoisonError (IntegrityError among them) for a
     batch or parent that can never be trained on, and errors of the store as they are.
@@ -63,6 +64,8 @@ def run(
         max_tokens=models.longest(model),
     )
     batch, rewards = _read(order, store, rules, ledger)
+    if (silent := _no_signal(batch, ledger)) is not None:
+        return Skipped(reason="no_signal", message=silent, counts=ledger.as_dict())
     prepared = time.monotonic()
 
     report(Stage(status="training"))
@@ -104,23 +107,36 @@ def _read(
         raise PoisonError("other_batch", f"{order.manifest} describes {manifest.batch_id}, not {order.batch_id}")
     batch: list[rows.Row] = []
     scored: dict[str, Scored] = {}
+    scores, unscored = (order.scores.values, order.scores.unscored) if order.scores else (None, {})
     for trajectory in trajectories:
-        if made := rows.build(trajectory, rules, ledger):
-            assert trajectory.total_reward is not None, "a trajectory without reward gives no rows"
+        if made := rows.build(trajectory, rules, ledger, scores, unscored):
+            reward = trajectory.total_reward if scores is None else scores[trajectory.trajectory_id]
+            assert reward is not None, "a trajectory without score gives no rows"
             batch += made
             group = trajectory.group_id or trajectory.trajectory_id
-            scored[trajectory.trajectory_id] = Scored(group, trajectory.total_reward)
+            scored[trajectory.trajectory_id] = Scored(group, reward)
+    ledger.scoring.update(order.scores.counts if order.scores else {"recorded": len(scored)})
     advantages, groups = group_advantages(scored)
     ledger.groups.update(groups)
-    if not batch:
-        raise PoisonError("no_trainable_rows", f"no trainable rows: {_why(ledger)}")
-    if not any(advantages.values()):
-        raise PoisonError(
-            "no_signal", f"no trainable rows: every advantage is 0 in {len(scored)} trajectories ({_words(groups)})"
-        )
     for row in batch:
         row.advantage = advantages[row.trajectory_id]
     return batch, [one.reward for one in scored.values()]
+
+
+def _no_signal(batch: list[rows.Row], ledger: rows.Ledger) -> str | None:
+    """Return why nothing can be learned from a sound batch; None when something can.
+
+    Raises PoisonError ``no_trainable_rows`` for one without rows, unless nothing but the lack of a comparison is to
+    blame.
+    """
+    if any(row.advantage for row in batch):
+        return None
+    if batch:
+        used = ledger.trajectories["used"]
+        return f"nothing to learn: every advantage is 0 in {used} trajectories ({_words(ledger.groups)})"
+    if set(ledger.trajectories_dropped) == {"nothing_to_compare"}:
+        return f"nothing to learn: {_words(ledger.trajectories_dropped)}"
+    raise PoisonError("no_trainable_rows", f"no trainable rows: {_why(ledger)}")
 
 
 def _why(ledger: rows.Ledger) -> str:
@@ -150,6 +166,7 @@ def _lineage(order: Order, settings: TrainerSettings, counts: dict[str, dict[str
         "parent_manifest_sha256": order.parent.artifact.manifest_sha256,
         "base_model": order.parent.base_model,
         "counts": counts,
+        "scoring": order.scores.about if order.scores else {"scorers": ["recorded"]},
         "settings": settings.model_dump(mode="json", include=set(_LEARNING)),
         "libraries": libraries(),
     }

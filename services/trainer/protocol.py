@@ -2,7 +2,7 @@
 
 The trainer says :class:`Setup` once, then an :class:`Order` a job, one at a time. The worker answers
 :class:`Ready` once it can take orders, and to each order any number of :class:`Stage` and :class:`Steps`,
-then one :class:`Done` or :class:`Failed`.
+then one :class:`Done`, :class:`Skipped` or :class:`Failed`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,15 @@ class Parent(_Line):
     base_model: str | None = None
 
 
+class Scores(_Line):
+    """What the trajectories of a batch are worth, where it is not simply what was recorded."""
+
+    values: dict[str, float] = Field(description="by trajectory id")
+    unscored: dict[str, str] = Field(default_factory=dict, description="by trajectory id, why it has none")
+    counts: dict[str, int] = Field(default_factory=dict, description="who scored how many, and how it went")
+    about: dict[str, Any] = Field(default_factory=dict, description="scorers and judge, for the model's lineage")
+
+
 class Order(_Line):
     """One job."""
 
@@ -54,6 +63,7 @@ class Order(_Line):
     model_id: str = Field(description="id that the new model shall have")
     parent: Parent
     policies: dict[str, Policy] = Field(description="every version of the channel")
+    scores: Scores | None = Field(default=None, description="none: the recorded reward is the score")
 
 
 class Ready(_Line):
@@ -88,6 +98,15 @@ class Done(_Line):
     metrics: dict[str, Any]
 
 
+class Skipped(_Line):
+    """The batch is sound and there is nothing to learn from it: no model comes of it, and that is no failure."""
+
+    kind: Literal["skipped"] = "skipped"
+    reason: Literal["no_signal"]
+    message: str
+    counts: dict[str, dict[str, int]]
+
+
 class Failed(_Line):
     """The job cannot be done: ever (poison), now (transient), here (fatal), or for an unknown reason (unexpected)."""
 
@@ -98,7 +117,7 @@ class Failed(_Line):
     counts: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
-Report = Annotated[Ready | Stage | Steps | Done | Failed, Field(discriminator="kind")]
+Report = Annotated[Ready | Stage | Steps | Done | Skipped | Failed, Field(discriminator="kind")]
 _report: TypeAdapter[Report] = TypeAdapter(Report)
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from flywheel.events import Failure, LLMCall, Status
 from flywheel.trajectory import Trajectory
@@ -35,6 +36,7 @@ class NotTrained(StrEnum):
     GAPS = "missing_events"
     NO_REWARD = "no_reward"
     NO_ROWS = "no_rows"
+    NOT_SCORED = "not_scored"
 
 
 class CallDropped(StrEnum):
@@ -124,7 +126,7 @@ class Row:
 
 
 def excluded(trajectory: Trajectory) -> NotTrained | None:
-    """Return why ``trajectory`` must not teach anything, whatever its calls hold; None when it may."""
+    """Return why ``trajectory`` must not teach anything, whatever its calls hold and its score is; None when it may."""
     if trajectory.split != "train":
         return NotTrained.HELD_OUT
     if trajectory.failure is Failure.INFRASTRUCTURE:
@@ -133,8 +135,6 @@ def excluded(trajectory: Trajectory) -> NotTrained | None:
         return NotTrained.INCOMPLETE
     if trajectory.missing_count:
         return NotTrained.GAPS
-    if trajectory.total_reward is None:
-        return NotTrained.NO_REWARD
     return None
 
 
@@ -195,18 +195,25 @@ class Ledger:
     tokens: Counter[str] = field(default_factory=Counter)
     staleness: Counter[str] = field(default_factory=Counter)
     groups: Counter[str] = field(default_factory=Counter)
+    scoring: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Return the counts, names sorted, ready for JSON."""
         return {name: dict(sorted(getattr(self, name).items())) for name in self.__slots__}
 
 
-def build(trajectory: Trajectory, rules: Rules, ledger: Ledger) -> list[Row]:
+def build(
+    trajectory: Trajectory,
+    rules: Rules,
+    ledger: Ledger,
+    scores: Mapping[str, float] | None = None,
+    unscored: Mapping[str, str] = MappingProxyType({}),
+) -> list[Row]:
     """Return the rows that ``trajectory`` gives under ``rules``, and note in ``ledger`` what was used and
-    what was not.
+    what was not. Without ``scores`` the recorded reward is the score; ``unscored`` says why there is none.
     """
     ledger.trajectories["read"] += 1
-    if (reason := excluded(trajectory)) is not None:
+    if (reason := excluded(trajectory) or _unscored(trajectory, scores, unscored)) is not None:
         ledger.trajectories_dropped[reason] += 1
         return []
     usable: list[tuple[LLMCall, int]] = []
@@ -227,6 +234,14 @@ def build(trajectory: Trajectory, rules: Rules, ledger: Ledger) -> list[Row]:
     else:
         ledger.trajectories_dropped[NotTrained.NO_ROWS] += 1
     return rows
+
+
+def _unscored(trajectory: Trajectory, scores: Mapping[str, float] | None, unscored: Mapping[str, str]) -> str | None:
+    if scores is None:
+        return NotTrained.NO_REWARD if trajectory.total_reward is None else None
+    if trajectory.trajectory_id in scores:
+        return None
+    return unscored.get(trajectory.trajectory_id, NotTrained.NOT_SCORED)
 
 
 def _keep(row: Row, rules: Rules, ledger: Ledger) -> bool:

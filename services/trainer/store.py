@@ -19,7 +19,7 @@ from flywheel.messages import Artifact, BatchReady, ModelTrained
 from flywheel.storage.postgres import Connection
 from flywheel.stream.outbox import enqueue
 from flywheel.topics import MODELS
-from services.trainer.protocol import Done, Order, Parent
+from services.trainer.protocol import Done, Order, Parent, Skipped
 from services.trainer.rows import Policy
 
 #: One decision at a time about who takes which job.
@@ -89,7 +89,8 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
         attempt = await conn.fetchval(
             """UPDATE training_jobs
                   SET status = 'preparing', claim = $2, claim_until = clock_timestamp() + $3::interval,
-                      attempt = attempt + 1, parent_version = $4, steps_done = 0, steps_total = 0, not_before = NULL,
+                      attempt = attempt + 1, parent_version = $4, steps_done = 0, steps_total = 0, groups_scored = 0,
+                      groups_total = 0, not_before = NULL,
                       started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp()
                 WHERE job_id = $1 RETURNING attempt""",
             job["job_id"], token, timedelta(seconds=lease_s), job["version"],
@@ -108,13 +109,15 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
 
 
 async def renew(
-    pool: asyncpg.Pool, job: Claimed, *, lease_s: float, status: str, steps_done: int, steps_total: int
-) -> bool:
+    pool: asyncpg.Pool, job: Claimed, *, lease_s: float, status: str, steps_done: int, steps_total: int,
+    groups_scored: int, groups_total: int,
+) -> bool:  # fmt: skip
     """Prolong the claim and write how far the job is. False: the claim is not ours any more, stop working on it."""
     return await _write(
         pool, job,
-        "status = $3, steps_done = $4, steps_total = $5, claim_until = clock_timestamp() + $6::interval",
-        status, steps_done, steps_total, timedelta(seconds=lease_s),
+        "status = $3, steps_done = $4, steps_total = $5, groups_scored = $6, groups_total = $7, "
+        "claim_until = clock_timestamp() + $8::interval",
+        status, steps_done, steps_total, groups_scored, groups_total, timedelta(seconds=lease_s),
     )  # fmt: skip
 
 
@@ -142,6 +145,16 @@ async def complete(pool: asyncpg.Pool, job: Claimed, done: Done) -> bool:
             return False
         await enqueue(conn, MODELS, order.model_id, message)
     return True
+
+
+async def skip(pool: asyncpg.Pool, job: Claimed, skipped: Skipped) -> bool:
+    """End the job without a model and without failure. False: the claim is not ours any more."""
+    return await _write(
+        pool, job,
+        "status = 'skipped', reason = $3, error = $4, counts = $5::jsonb, claim = NULL, claim_until = NULL, "
+        "finished_at = clock_timestamp()",
+        skipped.reason, skipped.message, json.dumps(skipped.counts),
+    )  # fmt: skip
 
 
 async def fail(pool: asyncpg.Pool, job: Claimed, error: str, counts: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from flywheel import log
 from flywheel.errors import EXIT_FATAL, FatalError, PoisonError, TransientError
 from flywheel.settings import Connections
 from flywheel.storage.s3 import S3ObjectStore
-from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup
+from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Skipped
 from services.trainer.rows import Ledger
 
 _PR_SET_PDEATHSIG = 1
@@ -101,7 +101,9 @@ def _warm_up(setup: Setup) -> Ready:
     return Ready(import_seconds=round(time.monotonic() - began, 3), libraries=job.libraries())
 
 
-def _obey(order: Order, setup: Setup, store: S3ObjectStore, report: Callable[[Report], None]) -> Done | Failed:
+def _obey(
+    order: Order, setup: Setup, store: S3ObjectStore, report: Callable[[Report], None]
+) -> Done | Skipped | Failed:
     from services.trainer import job
 
     ledger = Ledger()

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from flywheel.health import Health
 from flywheel.log import get_logger
 from flywheel.waiting import first_of
-from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Stage, Steps, parse_report
+from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Skipped, Stage, Steps, parse_report
 
 _log = get_logger(__name__)
 
@@ -52,7 +52,7 @@ class WorkerProcess:
             self._health.ready(_CHECK, False, f"died with status {status}")
             await first_of(stop, timeout=wait)
 
-    async def train(self, order: Order, listen: Callable[[Stage | Steps], None]) -> Done | Failed:
+    async def train(self, order: Order, listen: Callable[[Stage | Steps], None]) -> Done | Skipped | Failed:
         """Have the worker do a job and return its answer; ``listen`` hears of stages and steps.
 
         One job at a time, and only while ``ready`` is set. Raises WorkerDied.
@@ -62,8 +62,9 @@ class WorkerProcess:
             raise WorkerDied("it is not running")
         self._reports = asyncio.Queue()
         process.stdin.write(order.line())
+        await process.stdin.drain()
         while (report := await self._reports.get()) is not None:
-            if isinstance(report, Done | Failed):
+            if isinstance(report, Done | Skipped | Failed):
                 return report
             if isinstance(report, Stage | Steps):
                 listen(report)

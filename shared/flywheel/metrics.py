@@ -87,13 +87,28 @@ DAY_EVENTS = Counter("flywheel_archiver_day_events_total", "events in archived d
 DAY_BYTES = Counter("flywheel_archiver_day_bytes_total", "bytes of data files of archived days")
 
 # -- trainer -------------------------------------------------------------------------------------------------
-TRAINING_JOBS = Counter("flywheel_trainer_jobs_total", "jobs ended: completed, failed, lost to another", ["status"])
+TRAINING_JOBS = Counter(
+    "flywheel_trainer_jobs_total", "jobs ended: completed, skipped, failed, lost to another", ["status"]
+)
 TRAINING_LOOKS = Counter("flywheel_trainer_looks_total", "looks for a job to do that found none")
 TRAINING_WAITING = Gauge("flywheel_trainer_unfinished_jobs", "jobs pending or in progress")
 TRAINING_SECONDS = Histogram(
     "flywheel_trainer_job_seconds", "one completed job, from its batch to its stored model", buckets=_SECONDS
 )
 TRAINING_DROPPED = Counter("flywheel_trainer_dropped_total", "what could not be trained on", ["kind", "reason"])
+SCORED = Counter("flywheel_trainer_scored_total", "trajectories that got a score, by who gave it", ["scorer"])
+UNSCORED = Counter("flywheel_trainer_unscored_total", "trajectories without a score, never taken for 0", ["reason"])
+JUDGE_CALLS = Counter("flywheel_trainer_judge_calls_total", "requests to the judge, by what came of them", ["outcome"])
+JUDGE_TOKENS = Counter("flywheel_trainer_judge_tokens_total", "tokens of requests and answers", ["kind"])
+JUDGE_COST = Counter("flywheel_trainer_judge_usd_total", "what the judge cost, in US dollars, by the prices set")
+JUDGE_SECONDS = Histogram("flywheel_trainer_judge_seconds", "one request to the judge", buckets=_SECONDS)
+JUDGE_RETRIES = Counter(
+    "flywheel_trainer_judge_retries_total", "requests repeated: after a failed one, or to correct an answer", ["why"]
+)
+JUDGE_CACHED = Counter("flywheel_trainer_judge_cached_total", "questions that had been answered and paid before")
+JUDGE_FALLBACKS = Counter(
+    "flywheel_trainer_judge_fallbacks_total", "groups that the judge did not score, by reason", ["reason"]
+)
 
 # -- deployer ------------------------------------------------------------------------------------------------
 MODELS_REGISTERED = Counter("flywheel_deployer_registered_total", "models that got their version", ["origin"])

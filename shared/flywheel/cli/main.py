@@ -37,7 +37,7 @@ def main() -> None:
 
 def describe(error: ValidationError) -> str:
     """Return one line that names each setting that does not fit, by its environment variable where there is one."""
-    from flywheel.settings import SECTIONS
+    from flywheel.sections import SECTIONS
 
     prefixes = {section.__name__: section.model_config.get("env_prefix", "") for section in SECTIONS}
     prefix = prefixes.get(error.title)

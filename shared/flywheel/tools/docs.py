@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 
 from flywheel import messages, metrics, topics
 from flywheel.events import json_schema
-from flywheel.settings import SECTIONS, Section
+from flywheel.sections import SECTIONS
+from flywheel.settings import Section
 from flywheel.weighted import WeightedHistogram
 
 _NOTE = "Written by `python -m flywheel.tools.docs` from the code; `make check` fails when they disagree."

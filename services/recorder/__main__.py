@@ -18,17 +18,24 @@ from flywheel.stream.events_loop import EventsLoop
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.producer import Producer
 from flywheel.stream.share import DeadShare
-from flywheel.topics import EVENTS
+from flywheel.topics import EVENTS, OUTCOMES
 from services.recorder.app import Recorder, close_silent
 from services.recorder.days import keep_making, make_ahead
+from services.recorder.outcomes.app import Outcomes
+from services.recorder.outcomes.store import OutcomeStore
 from services.recorder.store import Store, prepare
 
 _GROUP = "flywheel-recorder"
+_OUTCOMES_GROUP = "flywheel-recorder-outcomes"
+#: No event is stored while a batch of outcomes is: it is kept short.
+_OUTCOMES_AT_ONCE = 200
 
 
 async def run(service: Service, connections: Connections, settings: RecorderSettings) -> None:
     """Wire the recorder and run it until the service is asked to stop; publish what is left, then return."""
-    pool = await service.until_it_works("postgres", lambda: postgres.connect(connections.postgres, init=prepare))
+    pool = await service.until_it_works(
+        "postgres", lambda: postgres.connect(connections.postgres, init=prepare, max_size=6)
+    )
     producer = Producer(connections.kafka, client_id=_GROUP)
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
@@ -46,12 +53,24 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
             brakes=Brakes(pool, consumer=_GROUP, topic=EVENTS.name),
             health=service.health, batch_records=settings.batch_events, batch_wait_ms=settings.batch_wait_ms,
         )  # fmt: skip
+        apart = service.health.scoped("outcomes")
+        outcomes = Outcomes(OutcomeStore(pool, consumer=_OUTCOMES_GROUP, topic=OUTCOMES.name), relay, apart)
+        outcomes_loop = EventsLoop(
+            connections.kafka, OUTCOMES, _OUTCOMES_GROUP, outcomes,
+            dead=DeadLetters(producer, service.name),
+            share=DeadShare(settings.dead_share_limit, settings.dead_window),
+            health=apart, batch_records=_OUTCOMES_AT_ONCE, batch_wait_ms=settings.batch_wait_ms,
+        )  # fmt: skip
+        apart.starting()
         drained = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(relay.run(drained))
             tasks.create_task(close_silent(store, relay, loop, settings, health=service.health, stop=service.stop))
             tasks.create_task(keep_making(pool, settings.days_ahead, health=service.health, stop=service.stop))
-            await loop.run(service.stop)
+            async with asyncio.TaskGroup() as sources:
+                sources.create_task(loop.run(service.stop))
+                sources.create_task(outcomes_loop.run(service.stop))
+                sources.create_task(outcomes.apply(service.stop))
             drained.set()  # only now: what the last batch announced is published too
     finally:
         await producer.close()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from flywheel.events import Event, Failure
+from flywheel.exact import units
 from flywheel.trajectory import ADDED
 
 #: Most tokens that one call can plausibly report; more would overflow the sums.
@@ -67,7 +68,8 @@ class Delta:
     infrastructure_failures: int = 0
     provider_accesses: int = 0
     rewards: int = 0
-    reward_sum: float = 0.0
+    reward_sum: int = 0
+    """Exact, in units of 2^-1074: the same in any order."""
     reward_count: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -155,7 +157,7 @@ def aggregate(deltas: Iterable[Delta]) -> list[Delta]:
 
 def _reward(delta: Delta, value: float | None) -> None:
     if value is not None:
-        delta.reward_sum, delta.reward_count = value, 1
+        delta.reward_sum, delta.reward_count = units(value), 1
 
 
 def _tokens(reported: int | None, ids: list[int] | None) -> int:

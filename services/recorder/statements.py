@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flywheel.exact import decimal_text
 from services.recorder.aggregate import Delta
 from services.recorder.decode import Row
 
@@ -62,7 +63,7 @@ _END = (
 _TYPES = {
     "first_event_at": "timestamptz", "started_at": "timestamptz", "ended_at": "timestamptz",
     "start_event_id": "uuid", "end_event_id": "uuid",
-    "reward_sum": "double precision", "final_balance": "double precision", "final_pnl": "double precision",
+    "reward_sum": "text", "final_balance": "double precision", "final_pnl": "double precision",
     "prompt_tokens": "bigint", "completion_tokens": "bigint",
     **dict.fromkeys(("seq_max", "start_seq", "end_seq", "group_size"), "integer"),
     **dict.fromkeys(set(_COUNTERS) - {"reward_sum", "prompt_tokens", "completion_tokens"}, "integer"),
@@ -91,7 +92,12 @@ _ANNOUNCED = (
 
 _LIST = ", ".join(_DELTA)
 _SELECTED = ", ".join(
-    {"split": "coalesce(split, 'train')", "status": "coalesce(status, 'open')"}.get(c, c) for c in _DELTA
+    {
+        "split": "coalesce(split, 'train')",
+        "status": "coalesce(status, 'open')",
+        "reward_sum": "reward_sum::numeric",  # a text on the way: exact, and cheaper than the driver's numerics
+    }.get(c, c)
+    for c in _DELTA
 )
 _ARRAYS = ", ".join(f"${n}::{_TYPES.get(c, 'text')}[]" for n, c in enumerate(_DELTA, 1))
 _FIRST_EVENT = "least(t.first_event_at, excluded.first_event_at)"
@@ -119,7 +125,7 @@ ON CONFLICT (trajectory_id) DO UPDATE SET
     revision = t.revision + (t.status <> 'open' OR excluded.end_seq IS NOT NULL)::int,
     closed_at = coalesce(t.closed_at, excluded.closed_at),
     last_ingested_at = clock_timestamp()
-RETURNING {", ".join(_ANNOUNCED)}
+RETURNING {", ".join(_ANNOUNCED)}, outcome_count
 """
 
 #: Silent by the database's clock, never by the agents'. Rows that somebody writes right now are not silent: skipped.
@@ -148,7 +154,7 @@ def upsert_arguments(deltas: list[Delta]) -> list[list[Any]]:
     for d in deltas:
         start = d.start and (*d.start[:3], *d.start[4:])
         agent_id = d.start.agent_id if d.start else d.agent_id
-        counters = (getattr(d, name) for name in _COUNTERS)
+        counters = (decimal_text(d.reward_sum) if name == "reward_sum" else getattr(d, name) for name in _COUNTERS)
         rows.append(
             (
                 d.trajectory_id, agent_id, d.first_event_at, d.seq_max, *counters,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,14 @@ import asyncpg
 
 from flywheel.errors import TransientError
 from flywheel.messages import TrajectoryClosed
-from flywheel.stream.outbox import enqueue_many
 from flywheel.stream.positions import Fenced, Move, Rejected
-from flywheel.topics import TRAJECTORIES
 from services.recorder import statements as sql
 from services.recorder.aggregate import aggregate
+from services.recorder.announcing import announce
 from services.recorder.decode import Decoded
 from services.recorder.dedupe import contradictions, unique
 from services.recorder.idle import IdleRules
+from services.recorder.ledger import store as ledger
 
 _CLOSE_AT_ONCE = 500
 
@@ -77,6 +76,7 @@ class Store:
         self, events: Sequence[Decoded], first: Mapping[UUID, Decoded], moves: Sequence[Move], insert: Insert
     ) -> Written:
         async with self._pool.acquire() as conn, conn.transaction():
+            await ledger.share(conn)
             await self._move(conn, moves)
             if not first:
                 return Written()
@@ -89,7 +89,7 @@ class Store:
         """Close, as incomplete, some open trajectories that were silent for as long as ``idle`` says; announce them."""
         values = (idle.shortest_s, _CLOSE_AT_ONCE, idle.default_s, *idle.ranked())
         async with self._pool.acquire() as conn, conn.transaction():
-            return await _announce(conn, await conn.fetch(sql.CLOSE_IDLE, *values))
+            return await announce(conn, await conn.fetch(sql.CLOSE_IDLE, *values))
 
     async def open_trajectories(self) -> int:
         """Return how many trajectories have not ended."""
@@ -129,23 +129,10 @@ class Store:
     async def _merge(self, conn: Any, events: Sequence[Decoded]) -> list[TrajectoryClosed]:
         deltas = aggregate(event.delta for event in events)
         rows = await conn.fetch(sql.UPSERT, *sql.upsert_arguments(deltas))
-        return await _announce(conn, [row for row in rows if row["revision"]])
+        rows = await ledger.settle(conn, rows)
+        return await announce(conn, [row for row in rows if row["revision"]])
 
 
 async def prepare(conn: Any) -> None:
     """Make a fresh connection ready for :class:`Store`; for the pool's ``init``."""
     await conn.execute(sql.INCOMING)
-
-
-async def _announce(conn: Any, rows: Sequence[Mapping[str, Any]]) -> list[TrajectoryClosed]:
-    messages = [_message(row) for row in rows]
-    if messages:
-        await enqueue_many(conn, TRAJECTORIES, ((message.trajectory_id, message) for message in messages))
-    return messages
-
-
-def _message(row: Mapping[str, Any]) -> TrajectoryClosed:
-    fields = dict(row)
-    if fields["total_reward"] is not None and not math.isfinite(fields["total_reward"]):
-        fields["total_reward"] = None  # rewards can be finite each and overflow together
-    return TrajectoryClosed(**fields)

@@ -67,6 +67,10 @@ class Health:
         """Say that the service does its work from now on."""
         self.ready(_STARTUP, True)
 
+    def scoped(self, name: str) -> Health:
+        """Return a face of this health whose loops and checks have names of their own: for a second of a kind."""
+        return _Scoped(self, name)
+
     def live(self, now: float) -> Report:
         """Return whether every loop ticked in time. Pure: depends on ``now`` and what was said before."""
         stuck = {
@@ -82,3 +86,23 @@ class Health:
             return Report(False, {"service": "starting"})
         bad = {name: reason or "not usable" for name, (ok, reason) in self._checks.items() if not ok}
         return Report(not bad, bad)
+
+
+class _Scoped(Health):
+    """Says everything to another health, under names that begin with a scope."""
+
+    def __init__(self, whole: Health, scope: str) -> None:
+        self._loops, self._checks = whole._loops, whole._checks
+        self._scope = scope
+
+    def beat(self, name: str, *, within_s: float = STUCK_AFTER_S, now: float | None = None) -> None:
+        super().beat(self._named(name), within_s=within_s, now=now)
+
+    def retire(self, name: str) -> None:
+        super().retire(self._named(name))
+
+    def ready(self, name: str, ok: bool, reason: str = "") -> None:
+        super().ready(self._named(name), ok, reason)
+
+    def _named(self, name: str) -> str:
+        return f"{self._scope} {name}"

@@ -66,6 +66,19 @@ TRAJECTORIES_CLOSED = Counter("flywheel_recorder_closed_total", "trajectories cl
 TRAJECTORIES_REVISED = Counter("flywheel_recorder_revised_total", "revisions by events after the close")
 DAYS_AHEAD = Gauge("flywheel_recorder_ahead_days", "days after today whose partition is made")
 
+OUTCOMES = Counter(
+    "flywheel_recorder_outcomes_total",
+    "outcomes that came: new, correction, retraction (stored); duplicate, overtaken (dropped)",
+    ["change"],
+)
+OUTCOME_ENTRIES = Counter("flywheel_recorder_outcome_entries_total", "reward entries written, removed", ["change"])
+OUTCOMES_PENDING = Gauge(
+    "flywheel_recorder_outcomes_pending", "times that a scenario or window has yet to be judged by its outcomes"
+)
+OUTCOMES_PENDING_AGE = Gauge(
+    "flywheel_recorder_outcomes_pending_age_seconds", "how long the oldest of these has been waiting"
+)
+
 # -- archiver ------------------------------------------------------------------------------------------------
 ARCHIVE_QUEUED = Counter("flywheel_archiver_queued_total", "closed trajectories that were queued for training")
 ARCHIVE_SKIPPED = Counter("flywheel_archiver_skipped_total", "closed trajectories not trained on", ["reason"])

@@ -50,7 +50,7 @@ EVENTS = Topic("flywheel.events", "trajectory_id", "an agent's event", 12, reten
 OUTCOMES = Topic(
     "flywheel.outcomes",
     "scenario or window",
-    "what the world turned out to be: later rewards (declared; nothing reads it yet)",
+    "what the world turned out to be: later rewards",
     6,
     retention_days=30,
 )

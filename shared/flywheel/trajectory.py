@@ -5,9 +5,10 @@ The rules, which agree with the counters of the ``trajectories`` table:
 * An event counts once, by its ``event_id``. ``seq`` orders, then ``event_id``; clocks never do.
 * Every step event is a step. Calls, accesses and rewards that name a step belong to it (to its first event, should a
   number have been published twice); those that name none, or one that never arrived, are kept outside the steps.
-* The total reward is the sum of the steps' own rewards and of the reward entries of kind ``immediate`` and ``outcome``.
-  Components break a reward down, judges and people give opinions: neither is added. Without any entry there is no
-  total, which is not the same as 0.
+* Entries of the reward ledger (what outcomes said) are rewards like those that events brought, and stand after them.
+* The total reward is the exact sum, rounded once, of the steps' own rewards and of the rewards of kind ``immediate``
+  and ``outcome``. Components break a reward down, judges and people give opinions: neither is added. Without any there
+  is no total, which is not the same as 0; nor where the sum is beyond every float (``flywheel validate`` shows those).
 * An error without a stated cause is infrastructure's failure if an LLM call failed by infrastructure.
 * The window is the UTC hour of the start; of the earliest event until the start was seen.
 """
@@ -34,6 +35,8 @@ from flywheel.events import (
     TrajectoryStarted,
     dump,
 )
+from flywheel.exact import rounded_sum
+from flywheel.outcomes import RewardEntry
 from flywheel.windows import window_of
 
 #: Kinds of reward entries that add to the total.
@@ -50,7 +53,7 @@ class StepView(Step):
 
     llm_calls: list[LLMCall] = Field(default_factory=list)
     provider_accesses: list[ProviderAccess] = Field(default_factory=list)
-    rewards: list[Reward] = Field(default_factory=list)
+    rewards: list[Reward | RewardEntry] = Field(default_factory=list)
 
 
 class Trajectory(BaseModel):
@@ -85,7 +88,9 @@ class Trajectory(BaseModel):
     steps: list[StepView] = Field(default_factory=list)
     outside_llm_calls: list[LLMCall] = Field(default_factory=list, description="calls that belong to no step")
     outside_provider_accesses: list[ProviderAccess] = Field(default_factory=list)
-    outside_rewards: list[Reward] = Field(default_factory=list, description="rewards of the trajectory as a whole")
+    outside_rewards: list[Reward | RewardEntry] = Field(
+        default_factory=list, description="rewards of the trajectory as a whole"
+    )
     missing: list[int] = Field(default_factory=list, description="the first holes in seq: events that never arrived")
     missing_count: int = 0
     event_count: int = 0
@@ -105,11 +110,12 @@ class Trajectory(BaseModel):
         return call.model_version or self.model_version
 
 
-def assemble(events: Iterable[Event], *, revision: int = 0) -> Trajectory:
-    """Build the document of the one trajectory that ``events`` belong to.
+def assemble(events: Iterable[Event], *, entries: Iterable[RewardEntry] = (), revision: int = 0) -> Trajectory:
+    """Build the document of the one trajectory that ``events``, and ``entries`` of the reward ledger, belong to.
 
-    The result depends on the set of events alone, not on their order or repetition. ``revision`` is the recorder's;
-    from 1 on the trajectory is closed, so that one without an end event reads ``incomplete`` instead of ``open``.
+    The result depends on their sets alone, not on their order, nor on repetition of events. ``revision`` is the
+    recorder's; from 1 on the trajectory is closed, so that one without an end event reads ``incomplete`` instead of
+    ``open``.
     Raises ValueError without any event, or with events of several trajectories.
     """
     ordered = _unique(events)
@@ -120,10 +126,10 @@ def assemble(events: Iterable[Event], *, revision: int = 0) -> Trajectory:
 
     started = next(iter(_of(ordered, TrajectoryStarted)), None)
     ended = next(reversed(_of(ordered, TrajectoryEnded)), None)
-    steps, calls, accesses, rewards = (
-        _of(ordered, Step), _of(ordered, LLMCall), _of(ordered, ProviderAccess), _of(ordered, Reward)
-    )  # fmt: skip
+    steps, calls, accesses = _of(ordered, Step), _of(ordered, LLMCall), _of(ordered, ProviderAccess)
+    rewards: list[Reward | RewardEntry] = [*_of(ordered, Reward)]
     numbers = {step.step for step in steps}
+    rewards += sorted(entries, key=lambda entry: entry.order)
     first_event_at = min(event.time for event in ordered)
     missing, missing_count = _holes(ordered)
     return Trajectory(
@@ -198,7 +204,10 @@ def _outside(events: Sequence[Any], numbers: set[int]) -> list[Any]:
 
 
 def _views(
-    steps: Sequence[Step], calls: Sequence[LLMCall], accesses: Sequence[ProviderAccess], rewards: Sequence[Reward]
+    steps: Sequence[Step],
+    calls: Sequence[LLMCall],
+    accesses: Sequence[ProviderAccess],
+    rewards: Sequence[Reward | RewardEntry],
 ) -> list[StepView]:
     views: list[StepView] = []
     by_number: dict[int, StepView] = {}
@@ -217,13 +226,14 @@ def _views(
     return views
 
 
-def _total(steps: Sequence[Step], rewards: Sequence[Reward]) -> float | None:
+def _total(steps: Sequence[Step], rewards: Sequence[Reward | RewardEntry]) -> float | None:
     values = [step.reward for step in steps if step.reward is not None]
     values += [reward.value for reward in rewards if reward.reward_kind in ADDED]
-    return _sum(values) if values else None
+    total = rounded_sum(values)
+    return total if values and math.isfinite(total) else None
 
 
-def _components(steps: Sequence[Step], rewards: Sequence[Reward]) -> dict[str, float]:
+def _components(steps: Sequence[Step], rewards: Sequence[Reward | RewardEntry]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for step in steps:
         for name, value in step.reward_components.items():
@@ -231,14 +241,7 @@ def _components(steps: Sequence[Step], rewards: Sequence[Reward]) -> dict[str, f
     for reward in rewards:
         if reward.reward_kind is RewardKind.COMPONENT:
             values.setdefault(reward.name, []).append(reward.value)
-    return {name: _sum(values[name]) for name in sorted(values)}
-
-
-def _sum(values: Sequence[float]) -> float:
-    try:
-        return math.fsum(values)  # exact: the same in any order
-    except OverflowError:
-        return sum(sorted(values))
+    return {name: rounded_sum(values[name]) for name in sorted(values)}
 
 
 def _holes(ordered: Sequence[Event]) -> tuple[list[int], int]:

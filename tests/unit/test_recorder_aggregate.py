@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flywheel.events import Event, Failure, LLMCall, Reward, RewardKind, Step, TrajectoryEnded, Usage
+from flywheel.exact import decimal_text, units
 from flywheel.trajectory import assemble
 from services.recorder.aggregate import Delta, aggregate, delta_of
 from tests.support.play import deliveries, plays
@@ -50,7 +52,8 @@ def test_the_row_agrees_with_the_assembled_trajectory(events: list[Event]) -> No
     assert row.seq_max + 1 - row.events == whole.missing_count
     assert row.steps == len(whole.steps)
     assert row.llm_calls == len(list(whole.all_llm_calls()))
-    assert (row.reward_sum if row.reward_count else None) == whole.total_reward
+    total_reward = float(decimal_text(row.reward_sum))
+    assert (total_reward if row.reward_count and math.isfinite(total_reward) else None) == whole.total_reward
     assert row.first_event_at == whole.first_event_at
     assert (row.start and row.start.scenario_id) == whole.scenario_id
     assert (row.start and row.start.started_at) == whole.started_at
@@ -72,12 +75,12 @@ def test_rows_come_in_the_order_in_which_they_are_locked(groups: list[list[Event
 def test_only_immediate_rewards_and_outcomes_add_to_the_reward(kind: RewardKind) -> None:
     (delta,) = deltas([Reward(**envelope("t", 0, reward_kind=kind, value=2.0))])
     counts = kind in (RewardKind.IMMEDIATE, RewardKind.OUTCOME)
-    assert (delta.reward_sum, delta.reward_count, delta.rewards) == ((2.0, 1, 1) if counts else (0.0, 0, 1))
+    assert (delta.reward_sum, delta.reward_count, delta.rewards) == ((units(2.0), 1, 1) if counts else (0, 0, 1))
 
 
 def test_a_step_adds_its_reward_and_never_its_components() -> None:
     (delta,) = deltas([Step(**envelope("t", 0, step=0, reward=0.25, reward_components={"pnl": 9.0}))])
-    assert (delta.reward_sum, delta.reward_count) == (0.25, 1)
+    assert (delta.reward_sum, delta.reward_count) == (units(0.25), 1)
     (delta,) = deltas([Step(**envelope("t", 0, step=0))])
     assert delta.reward_count == 0
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -35,7 +36,8 @@ def row_for(events: Sequence[Event], **changes: Any) -> TrajectoryRow:
         events=len(events), steps=len(whole.steps), llm_calls=len(calls),
         untrainable_calls=sum(not call.trainable for call in calls),
         provider_accesses=sum(e.kind == "provider_access" for e in events), rewards=len(rewards),
-        reward_sum=whole.total_reward or 0.0,
+        reward_sum=Decimal(whole.total_reward or 0), outcome_sum=Decimal(0), outcome_count=0,
+        total_reward=whole.total_reward,
         reward_count=len(added) + sum(s.reward is not None for s in whole.steps),
         prompt_tokens=sum(len(call.prompt_token_ids or ()) for call in calls),
         completion_tokens=sum(len(call.completion_token_ids or ()) for call in calls),
@@ -96,8 +98,7 @@ SPOILT: list[tuple[str, str, Callable[[], Stored]]] = [
     ("aggregates_agree", "FAIL", lambda: good(prompt_tokens=1)),
     ("logprobs_negative", "FAIL", lambda: changed(LLMCall, completion_logprobs=[0.9])),
     ("actions_present", "WARN", lambda: changed(Step, action=None)),
-    ("rewards_finite", "FAIL", lambda: good(reward_sum=float("inf"))),
-    ("rewards_finite", "FAIL", lambda: good(reward_sum=float("nan"))),
+    ("rewards_finite", "FAIL", lambda: good(total_reward=None)),
     ("rewards_present", "WARN", lambda: good(reward_count=0)),
     ("start_seen", "WARN", lambda: good(started_at=None)),
     ("no_gaps", "FAIL", lambda: without(TrajectoryStarted)),
@@ -105,8 +106,10 @@ SPOILT: list[tuple[str, str, Callable[[], Stored]]] = [
     ("window_right", "FAIL", lambda: good(window_id="2026-03-01T05")),
     ("none_left_open", "FAIL", lambda: good(status="open", last_ingested_at=NOW - timedelta(minutes=31))),
     ("aggregates_agree", "FAIL", lambda: good(steps=4)),
-    ("aggregates_agree", "FAIL", lambda: good(reward_sum=0.123)),
+    ("aggregates_agree", "FAIL", lambda: good(reward_sum=Decimal("0.123"))),
     ("aggregates_agree", "FAIL", lambda: good(untrainable_calls=1)),
+    ("aggregates_agree", "FAIL", lambda: good(outcome_sum=Decimal(1))),
+    ("aggregates_agree", "FAIL", lambda: good(outcome_count=1)),
     ("aggregates_agree", "FAIL", lambda: good(seq_max=99)),
 ]
 

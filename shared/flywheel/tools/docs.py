@@ -16,7 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from flywheel import messages, metrics, topics
+from flywheel import messages, metrics, outcomes, topics
 from flywheel.events import json_schema
 from flywheel.sections import SECTIONS
 from flywheel.settings import Section
@@ -27,6 +27,7 @@ _NOTE = "Written by `python -m flywheel.tools.docs` from the code; `make check` 
 #: What travels on each topic. Dead-letter topics carry the bytes that arrived, whatever they were.
 _MESSAGES: Mapping[str, type[BaseModel]] = MappingProxyType(
     {
+        topics.OUTCOMES.name: outcomes.Outcome,
         topics.TRAJECTORIES.name: messages.TrajectoryClosed,
         topics.BATCHES.name: messages.BatchReady,
         topics.MODELS.name: messages.ModelTrained,
@@ -49,6 +50,7 @@ def pages() -> dict[str, str]:
     """Return every generated page: file name and text."""
     return {
         "events.schema.json": json.dumps(json_schema(), indent=2) + "\n",
+        "outcomes.schema.json": json.dumps(outcomes.json_schema(), indent=2) + "\n",
         "settings.md": settings_page(SECTIONS),
         "topics.md": topics_page(),
         "metrics.md": metrics_page(),
@@ -88,7 +90,8 @@ def topics_page() -> str:
         "",
         f"The broker takes messages of up to {topics.MAX_MESSAGE_BYTES // 2**20} MiB,"
         f" events may have {topics.MAX_EVENT_BYTES // 2**20} MiB.",
-        "Events follow [events.schema.json](events.schema.json).",
+        "Events follow [events.schema.json](events.schema.json), outcomes",
+        "[outcomes.schema.json](outcomes.schema.json); what both mean is in [events.md](events.md).",
     ]
     for name, model in _MESSAGES.items():
         lines += ["", f"## `{name}`: {model.__name__}", "", *(model.__doc__ or "").strip().splitlines(), ""]

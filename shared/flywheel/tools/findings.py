@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import TypeVar
 
 from flywheel.errors import PoisonError
 from flywheel.events import Envelope, Event, parse
+from flywheel.outcomes import RewardEntry
 
 #: Ended by the agent or its environment, not by failed infrastructure and not given up by the recorder.
 PLAYED = frozenset({"completed", "terminated", "timeout"})
@@ -50,8 +52,11 @@ class TrajectoryRow:
     untrainable_calls: int
     provider_accesses: int
     rewards: int
-    reward_sum: float
+    reward_sum: Decimal
     reward_count: int
+    outcome_sum: Decimal
+    outcome_count: int
+    total_reward: float | None
     prompt_tokens: int
     completion_tokens: int
     seq_max: int
@@ -73,6 +78,7 @@ class Stored:
 
     row: TrajectoryRow
     events: Sequence[Event]
+    entries: Sequence[RewardEntry] = ()
     unreadable: Sequence[tuple[str, str]] = ()
 
     def of(self, kind: type[_E]) -> Iterator[_E]:
@@ -102,8 +108,10 @@ class Check:
     judge: Judge
 
 
-def read(row: TrajectoryRow, bodies: Iterable[tuple[str, str]]) -> Stored:
-    """Decode stored bodies (event id, body); the ones that no longer read are kept as findings to come."""
+def read(row: TrajectoryRow, bodies: Iterable[tuple[str, str]], entries: Sequence[RewardEntry] = ()) -> Stored:
+    """Decode stored bodies (event id, body) and put the entries of the ledger beside them; bodies that no longer read
+    are kept as findings to come.
+    """
     events: list[Event] = []
     unreadable: list[tuple[str, str]] = []
     for event_id, body in bodies:
@@ -111,4 +119,4 @@ def read(row: TrajectoryRow, bodies: Iterable[tuple[str, str]]) -> Stored:
             events.append(parse(body))
         except PoisonError as error:
             unreadable.append((event_id, f"{error.reason}: {error}"))
-    return Stored(row, events, unreadable)
+    return Stored(row, events, entries, unreadable)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import asyncpg
 
+from flywheel.storage.rewards import reward_entries
 from flywheel.tools.findings import Stored, TrajectoryRow, read
 
 _COLUMNS = ", ".join(field.name for field in fields(TrajectoryRow))
@@ -61,8 +62,9 @@ async def trajectories(pool: asyncpg.Pool, scope: Scope) -> AsyncIterator[Stored
                 " ORDER BY trajectory_id, seq, event_id", list(bodies),
             ):  # fmt: skip
                 bodies[event["trajectory_id"]].append((event["event_id"], event["body"]))
+            entries = await reward_entries(conn, list(bodies))
         for row in page:
-            yield read(TrajectoryRow(**row), bodies[row["trajectory_id"]])
+            yield read(TrajectoryRow(**row), bodies[row["trajectory_id"]], entries[row["trajectory_id"]])
         after = page[-1]["trajectory_id"]
 
 

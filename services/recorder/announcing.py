@@ -1,0 +1,18 @@
+"""Announcements of closed and revised trajectories, written into the outbox in the transaction that changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flywheel.messages import TrajectoryClosed
+from flywheel.stream.outbox import enqueue_many
+from flywheel.topics import TRAJECTORIES
+
+
+async def announce(conn: Any, rows: Sequence[Mapping[str, Any]]) -> list[TrajectoryClosed]:
+    """Enqueue a message for each row of ``trajectories``, and return them."""
+    messages = [TrajectoryClosed(**row) for row in rows]
+    if messages:
+        await enqueue_many(conn, TRAJECTORIES, ((message.trajectory_id, message) for message in messages))
+    return messages

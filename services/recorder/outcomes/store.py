@@ -1,0 +1,126 @@
+"""Storage of outcomes, and of how far they are applied to the trajectories that they judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from flywheel.messages import TrajectoryClosed
+from flywheel.stream.positions import Fenced, Move, Rejected
+from services.recorder import statements
+from services.recorder.announcing import announce
+from services.recorder.ledger.store import bring_in_line, exclude
+from services.recorder.outcomes import statements as sql
+from services.recorder.outcomes.decode import Choice, Decoded, choose
+
+#: Trajectories judged in one transaction, and the steps that they may have together; one alone may have more.
+_TRAJECTORIES_AT_ONCE = 200
+_STEPS_AT_ONCE = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is left to apply: how many scenarios and windows, and how long the oldest waits, in seconds."""
+
+    count: int
+    oldest_s: float
+
+
+class OutcomeStore:
+    """The tables ``outcomes``, ``outcome_work``, ``reward_entries``, for one consumer of one topic."""
+
+    def __init__(self, pool: asyncpg.Pool, *, consumer: str, topic: str) -> None:
+        self._pool = pool
+        self._consumer = consumer
+        self._topic = topic
+
+    async def positions(self, beginnings: Mapping[int, int]) -> dict[int, int]:
+        """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
+        rows = await self._pool.fetch(
+            statements.POSITIONS, self._consumer, self._topic, list(beginnings), list(beginnings.values())
+        )
+        return {row["partition"]: row["next_offset"] for row in rows}
+
+    async def write(self, outcomes: Sequence[Decoded], moves: Sequence[Move]) -> Choice:
+        """Store what is newer than what is stored, with the offsets and what is to be applied: all of it, or nothing.
+
+        Raises Rejected for those that contradict what is stored, Fenced when the offsets are not where they were
+        expected.
+        """
+        async with self._pool.acquire() as conn, conn.transaction():
+            await exclude(conn)
+            await self._move(conn, moves)
+            about = sorted({one.about for one in outcomes})
+            known = await conn.fetch(sql.KNOWN, *zip(*about, strict=True)) if about else []
+            choice = choose(
+                outcomes,
+                {about[row["place"] - 1]: (row["revision"], row["digest"]) for row in known},
+            )
+            if choice.reasons:
+                raise Rejected(choice.reasons)
+            if choice.newest:
+                await conn.executemany(sql.STORE, [_row(one) for one in choice.newest.values()])
+                judged = sorted({one.about[:2] for one in choice.newest.values()})
+                await conn.execute(sql.QUEUE, *zip(*judged, strict=True))
+            return choice
+
+    async def apply_some(self) -> list[TrajectoryClosed] | None:
+        """Apply outcomes to the next portion of trajectories, in one transaction; return what it revised.
+
+        None when nothing is left that another process is not at. Whoever dies in between is resumed by the next one.
+        """
+        async with self._pool.acquire() as conn, conn.transaction():
+            work = await conn.fetchrow(sql.NEXT_WORK)
+            if work is None:
+                return None
+            if not work["after"]:  # we begin now: whatever was queued for the same before is applied with it
+                await conn.execute(sql.COALESCE, work["scope"], work["key"], work["id"])
+            page = await conn.fetch(
+                sql.PAGE[work["scope"]], work["key"], work["after_time"], work["after"], _TRAJECTORIES_AT_ONCE
+            )
+            portion = _portion(page)
+            revised: list[TrajectoryClosed] = []
+            if portion:
+                rows = await conn.fetch(sql.LOCK, portion)
+                changed = await bring_in_line(conn, rows, revise=True)
+                revised = await announce(conn, [row for row in changed if row["revision"]])
+            if len(portion) == len(page) < _TRAJECTORIES_AT_ONCE:
+                await conn.execute("DELETE FROM outcome_work WHERE id = $1", work["id"])
+            else:
+                last = page[len(portion) - 1]
+                await conn.execute(sql.REACHED, work["id"], last["first_ingested_at"], last["trajectory_id"])
+            return revised
+
+    async def pending(self) -> Pending:
+        """Return what is left to apply."""
+        row = await self._pool.fetchrow(sql.PENDING)
+        assert row is not None  # an aggregate always has one row
+        return Pending(*row)
+
+    async def _move(self, conn: Any, moves: Sequence[Move]) -> None:
+        moved = await conn.fetch(
+            statements.MOVE, self._consumer, self._topic,
+            [move.partition for move in moves], [move.expected for move in moves], [move.next for move in moves],
+        )  # fmt: skip
+        if len(moved) != len(moves):
+            raise Fenced(f"{len(moves) - len(moved)} of {len(moves)} partitions moved elsewhere")
+
+
+def _portion(page: Sequence[Mapping[str, Any]]) -> list[str]:
+    steps = 0
+    for count, row in enumerate(page, 1):
+        steps += row["steps"]
+        if steps >= _STEPS_AT_ONCE:
+            return [row["trajectory_id"] for row in page[:count]]
+    return [row["trajectory_id"] for row in page]
+
+
+def _row(one: Decoded) -> tuple[Any, ...]:
+    outcome = one.outcome
+    return (
+        *one.about, outcome.outcome_id, outcome.revision, outcome.retracted, outcome.time, one.digest, one.partition,
+        one.offset, one.body,
+    )  # fmt: skip

@@ -60,7 +60,7 @@ _REWARD = f"""SELECT t.channel, t.model_version AS version, m.number, t.split, c
                 FROM trajectories t
                      LEFT JOIN models m ON m.channel = coalesce(t.channel, '{DEFAULT_CHANNEL}')
                                        AND m.version = t.model_version
-               WHERE revision > 0 AND reward_count > 0 AND status <> 'incomplete'
+               WHERE revision > 0 AND total_reward IS NOT NULL AND status <> 'incomplete'
                      AND failure IS DISTINCT FROM 'infrastructure'
                GROUP BY t.channel, t.model_version, m.number, t.split
                ORDER BY t.channel NULLS FIRST, m.number NULLS FIRST, t.model_version NULLS FIRST, t.split"""

@@ -13,7 +13,9 @@ from pydantic_core import from_json
 
 from flywheel.events import parse
 from flywheel.naming import day_manifest
+from flywheel.outcomes import RewardEntry
 from flywheel.storage import postgres
+from flywheel.storage.rewards import reward_entries
 from flywheel.trajectory import Trajectory, assemble
 from services.gateway import cursor
 from services.gateway.cursor import Keyset
@@ -135,8 +137,9 @@ async def trajectory(pool: asyncpg.Pool, trajectory_id: str) -> Trajectory | Non
         if revision is None:
             return None
         bodies = await conn.fetch("SELECT body FROM events WHERE trajectory_id = $1", trajectory_id, timeout=QUERY_S)
+        entries = await reward_entries(conn, [trajectory_id], timeout_s=QUERY_S)
     await _must_be_whole(pool, trajectory_id)
-    return await asyncio.to_thread(_assemble, [row["body"] for row in bodies], revision)
+    return await asyncio.to_thread(_assemble, [row["body"] for row in bodies], entries[trajectory_id], revision)
 
 
 async def _must_be_whole(pool: asyncpg.Pool, trajectory_id: str) -> None:
@@ -198,14 +201,14 @@ async def export(pool: asyncpg.Pool, chosen: TrajectoryFilter) -> AsyncIterator[
         await conn.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{EXPORT_IDLE_S}s'")
         await conn.execute("LOCK TABLE events IN ACCESS SHARE MODE")  # before the snapshot: no day is dropped under it
         without = await conn.fetchval(
-            f"SELECT count(*) FROM trajectories WHERE {where} AND reward_count = 0", *values, timeout=QUERY_S
+            f"SELECT count(*) FROM trajectories WHERE {where} AND total_reward IS NULL", *values, timeout=QUERY_S
         )
         archived = await conn.fetchval(
-            f"SELECT count(*) FROM trajectories WHERE {where} AND reward_count > 0 AND NOT {_WHOLE}", *values,
+            f"SELECT count(*) FROM trajectories WHERE {where} AND total_reward IS NOT NULL AND NOT {_WHOLE}", *values,
             timeout=QUERY_S,
         )  # fmt: skip
         rows = conn.cursor(
-            f"""SELECT trajectory_id, revision FROM trajectories WHERE {where} AND reward_count > 0 AND {_WHOLE}
+            f"""SELECT trajectory_id, revision FROM trajectories WHERE {where} AND total_reward IS NOT NULL AND {_WHOLE}
                  ORDER BY first_ingested_at, trajectory_id""",
             *values, prefetch=EXPORT_CHUNK,
         )  # fmt: skip
@@ -230,8 +233,11 @@ async def _whole(conn: Any, chunk: dict[str, int]) -> list[Trajectory]:
     bodies: dict[str, list[str]] = {trajectory_id: [] for trajectory_id in chunk}
     for record in records:
         bodies[record["trajectory_id"]].append(record["body"])
-    return [await asyncio.to_thread(_assemble, bodies[name], revision) for name, revision in chunk.items()]
+    entries = await reward_entries(conn, list(chunk), timeout_s=QUERY_S)
+    return [
+        await asyncio.to_thread(_assemble, bodies[name], entries[name], revision) for name, revision in chunk.items()
+    ]
 
 
-def _assemble(bodies: Sequence[str], revision: int) -> Trajectory:
-    return assemble((parse(body) for body in bodies), revision=revision)
+def _assemble(bodies: Sequence[str], entries: Sequence[RewardEntry], revision: int) -> Trajectory:
+    return assemble((parse(body) for body in bodies), entries=entries, revision=revision)

@@ -47,6 +47,26 @@ async def test_a_trajectory_comes_back_whole_and_its_events_as_they_arrived(
     assert raw[0]["body"]["unknown_field"] == {"kept": [1, 2]}
 
 
+async def test_what_outcomes_gave_is_shown_with_its_step_and_counts_in_every_face(
+    gateway: ServiceProcess, pool: asyncpg.Pool, name: str
+) -> None:
+    await store_play(pool, play(name, agent=name, reward=None))
+    entry = {"trajectory_id": name, "step": 0, "scope": "window", "key": "2026-11-23T04", "subject": "m-7"}
+    await store_row(pool, "reward_entries", **entry, name="outcome", source="oracle", value=2.5)
+    await pool.execute("UPDATE trajectories SET outcome_sum = 2.5, outcome_count = 1 WHERE trajectory_id = $1", name)
+    read = await api(gateway, f"trajectories/{name}")
+    assert read["total_reward"] == 2.5
+    (reward,) = read["steps"][0]["rewards"]
+    assert (reward["reward_kind"], reward["value"], reward["subject"], reward["step"]) == ("outcome", 2.5, "m-7", 0)
+    (row,) = await every(gateway, "trajectories", agent=name)
+    assert row["total_reward"] == 2.5
+    export = await get(gateway, "/api/v1/export/trajectories.jsonl", agent=name)
+    assert [json.loads(line)["reward"] for line in export.text.splitlines()] == [2.5]
+    page = await get(gateway, f"/trajectories/{name}")
+    assert page.status == 200
+    assert "m-7" in page.text
+
+
 async def test_an_open_trajectory_with_holes_says_so(gateway: ServiceProcess, pool: asyncpg.Pool, name: str) -> None:
     events = play(name, ended=False)
     await store_play(pool, [events[0], events[2]])

@@ -45,6 +45,7 @@ class Group:
     declared: int | None  # how many attempts the group will have, where known
     quiet_s: float  # since the last of them was queued
     age_s: float  # since the first of them was queued
+    unrewarded_s: float | None = None  # since the last of them closed that has no reward yet; None: each has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ def whole(group: Group, settle_s: float) -> bool:
     return group.quiet_s >= settle_s
 
 
+def rewarded(group: Group, outcome_wait_s: float) -> bool:
+    """Return whether each of the group has a reward, or has been waiting long enough for the outcome that brings it."""
+    return group.unrewarded_s is None or group.unrewarded_s >= outcome_wait_s
+
+
 def decide(groups: Iterable[Group], rules: ArchiverSettings) -> Decision:
     """Judge one channel's waiting groups.
 
@@ -93,7 +99,8 @@ def decide(groups: Iterable[Group], rules: ArchiverSettings) -> Decision:
     """
     found = list(groups)
     ended = [group for group in found if whole(group, rules.group_settle_s)]
-    ready = [group for group in ended if group.waiting >= rules.min_group_size]
+    judged = [group for group in ended if rewarded(group, rules.outcome_wait_s)]
+    ready = [group for group in judged if group.waiting >= rules.min_group_size]
     fitting = [group for group in ready if group.waiting <= rules.max_trajectories]
     volume = _volume(fitting)
     figures = (
@@ -103,7 +110,8 @@ def decide(groups: Iterable[Group], rules: ArchiverSettings) -> Decision:
     if volume < rules.min_trajectories or len(fitting) < rules.min_groups:
         waiting = {
             "unfinished": len(found) - len(ended),
-            "too small": len(ended) - len(ready),
+            "without a reward": len(ended) - len(judged),
+            "too small": len(judged) - len(ready),
             f"above {rules.max_trajectories}": len(ready) - len(fitting),
         }
         others = ", ".join(f"{number} {why}" for why, number in waiting.items() if number)

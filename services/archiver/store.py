@@ -16,6 +16,7 @@ from flywheel.messages import DEFAULT_CHANNEL, BatchReady
 from flywheel.naming import batch_manifest
 from flywheel.settings import ArchiverSettings
 from flywheel.storage.postgres import Connection
+from flywheel.storage.rewards import reward_entries
 from flywheel.stream.outbox import enqueue
 from flywheel.topics import BATCHES
 from services.archiver.readiness import MISSING_EVENTS, Closed, Decision, Group, decide, unfit
@@ -108,10 +109,14 @@ async def queue(conn: Connection, fit: Sequence[Closed], others: Sequence[Closed
 async def waiting_groups(conn: Connection) -> dict[str, list[Group]]:
     """Return what waits, by channel."""
     rows = await conn.fetch(
-        "SELECT channel, group_id, count(*) AS waiting, max(group_size) AS declared,"
+        "SELECT archive_queue.channel, archive_queue.group_id, count(*) AS waiting,"
+        "  max(archive_queue.group_size) AS declared,"
         "  extract(epoch FROM clock_timestamp() - max(queued_at))::float8 AS quiet_s,"
-        "  extract(epoch FROM clock_timestamp() - min(queued_at))::float8 AS age_s"
-        " FROM archive_queue WHERE batch_id IS NULL GROUP BY channel, group_id"
+        "  extract(epoch FROM clock_timestamp() - min(queued_at))::float8 AS age_s,"
+        "  extract(epoch FROM clock_timestamp()"
+        "    - max(t.closed_at) FILTER (WHERE t.total_reward IS NULL))::float8 AS unrewarded_s"
+        " FROM archive_queue LEFT JOIN trajectories t USING (trajectory_id)"
+        " WHERE batch_id IS NULL GROUP BY archive_queue.channel, archive_queue.group_id"
     )
     short = [row["group_id"] for row in rows if row["declared"] is not None and row["waiting"] < row["declared"]]
     elsewhere = await _accounted_elsewhere(conn, short) if short else Counter()
@@ -119,7 +124,7 @@ async def waiting_groups(conn: Connection) -> dict[str, list[Group]]:
     for row in rows:
         group = Group(
             row["group_id"], row["waiting"], row["waiting"] + elsewhere[row["group_id"]], row["declared"],
-            row["quiet_s"], row["age_s"],
+            row["quiet_s"], row["age_s"], row["unrewarded_s"],
         )  # fmt: skip
         out.setdefault(row["channel"], []).append(group)
     return out
@@ -254,10 +259,12 @@ async def _with_events(conn: Connection, portion: Sequence[asyncpg.Record]) -> l
         list(bodies),
     ):
         bodies[event["trajectory_id"]].append(event["body"])
+    entries = await reward_entries(conn, list(bodies))
     return [
         Row(
             Member(trajectory_id=row["trajectory_id"], revision=row["revision"], group_id=row["group_id"]),
             bodies[row["trajectory_id"]],
+            entries[row["trajectory_id"]],
         )
         for row in portion
         # Fewer than were recorded: some are of a day that was archived and dropped.

@@ -115,6 +115,12 @@ class ArchiverSettings(Section):
     group_settle_s: Seconds = Field(
         default=30.0, description="a group of unknown or unreached size counts as whole after this long without news"
     )
+    outcome_wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="a group with a trajectory that has no reward waits for this long after that closed, in seconds,"
+        " for the outcome that judges it; 0: not at all",
+    )
     max_trajectories: int = Field(
         default=4096, ge=1, description="a batch has at most this many trajectories, whole groups only"
     )

@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from flywheel.batches import read_batch
 from flywheel.events import Failure, Reward, RewardKind
 from flywheel.naming import batch_manifest
+from flywheel.outcomes import Outcome, Rule
 from flywheel.settings import Connections
 from flywheel.storage.s3 import S3ObjectStore
 from flywheel.stream.follow import follow
 from flywheel.stream.producer import Producer
-from flywheel.topics import TRAJECTORIES
+from flywheel.topics import OUTCOMES, TRAJECTORIES
 from tests.support.archive import PART, World, expected_bytes, groups, play, published
 from tests.support.gate import Gate
 from tests.support.processes import ServiceProcess, ServiceProcesses
@@ -142,6 +144,34 @@ async def test_a_revision_after_the_batch_is_noted_and_changes_nothing(world: Wo
     assert row["revision"] == 1
     assert await world.batches(channel) == [batch]
     assert world.read(batch)[1] == published(plays)
+
+
+async def test_rows_carry_what_outcomes_gave_and_one_that_comes_after_the_batch_changes_nothing_in_it(
+    world: World, channel: str
+) -> None:
+    scenario = unique("s")
+    plays = [[e.model_copy(update={"scenario_id": scenario}) if e.seq == 0 else e for e in p] for p in groups(channel)]
+    first = Outcome(scenario_id=scenario, subject="m", source="oracle", rules=[Rule(value=2.0)])
+    await world.producer.send_and_wait(OUTCOMES.name, first.key, first.dump())
+    await eventually(lambda: world.query("SELECT 1 FROM outcomes WHERE key = $1", scenario))
+    await world.publish(plays)
+    batch = await world.one_batch(channel)
+
+    def totals() -> set[float | None]:
+        _, rows = read_batch(world.store, batch["manifest"], batch["manifest_sha256"])
+        return {row.total_reward for row in rows}
+
+    assert totals() == {2 * 0.5 + 2 * 2.0}
+    corrected = first.model_copy(update={"revision": 2, "rules": [Rule(value=-1.0)]})
+    await world.producer.send_and_wait(OUTCOMES.name, corrected.key, corrected.dump())
+    sql = "SELECT 1 FROM archive_queue WHERE batch_id = $1 AND latest_revision = 2 AND revision = 1"
+
+    async def noted() -> bool:
+        return len(await world.query(sql, batch["batch_id"])) == len(plays)
+
+    await eventually(noted)
+    assert await world.batches(channel) == [batch]
+    assert totals() == {5.0}
 
 
 async def test_repeated_messages_make_no_second_batch_and_garbage_is_a_dead_letter(world: World, channel: str) -> None:

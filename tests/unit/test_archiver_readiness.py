@@ -119,3 +119,13 @@ def test_a_batch_keeps_every_rule_whatever_waits(groups, volume, number, size, m
     usable = [g for g in groups if whole(g, limits.group_settle_s) and size <= g.waiting <= most]
     assert decision.ready == (sum(g.waiting for g in usable) >= volume and len(usable) >= number)
     assert decide(list(reversed(groups)), limits) == decision
+
+
+def test_a_group_waits_for_the_outcome_of_those_without_a_reward_for_as_long_as_it_is_told() -> None:
+    groups = [group("a", quiet_s=1.0), group("b", quiet_s=1.0, unrewarded_s=50.0), group("c", unrewarded_s=70.0)]
+    assert len(decide(groups, rules()).groups) == 3  # unless told otherwise, nobody waits
+    decision = decide(groups, rules(outcome_wait_s=60.0))
+    assert decision.groups == ("a", "c")
+    waiting = decide(groups[:2], rules(outcome_wait_s=60.0))
+    assert not waiting.ready
+    assert "1 without a reward" in waiting.words

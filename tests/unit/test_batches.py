@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from flywheel.batches import read as read_module
 from flywheel.canonical import canonical_json, sha256_bytes
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event, LLMCall, Step, TrajectoryStarted, dump
+from flywheel.outcomes import RewardEntry
 from flywheel.storage.memory import MemoryObjectStore
 
 CREATED = datetime(2026, 11, 23, 4, 30, 0, 123456, tzinfo=UTC)
@@ -173,7 +175,7 @@ def test_a_row_that_unfolds_beyond_all_bounds_is_refused_before_it_is_in_memory(
 def test_a_newer_format_is_told_apart_from_damage() -> None:
     store = MemoryObjectStore()
     write(store, [row("a")])
-    sha256 = _rewritten(store, lambda m: m.update(schema_version=2))
+    sha256 = _rewritten(store, lambda m: m.update(schema_version=3))
     with pytest.raises(PoisonError) as caught:
         read_batch(store, naming.batch_manifest(BATCH), sha256)
     assert caught.value.reason == "newer_schema"
@@ -224,3 +226,17 @@ def test_a_batch_of_nothing_is_a_batch() -> None:
     manifest, trajectories = read_batch(store, naming.batch_manifest(BATCH), sha256)
     assert manifest.files == []
     assert list(trajectories) == []
+
+
+def test_entries_of_the_ledger_travel_with_their_row_and_only_such_a_batch_is_of_the_newer_format() -> None:
+    plain, judged = MemoryObjectStore(), MemoryObjectStore()
+    entry = RewardEntry(step=0, name="outcome", value=2.0, source="oracle", subject="m-1", scope="scenario", key="s")
+    members = [row("a"), row("b")]
+    before, _ = write(plain, members)
+    after, sha256 = write(judged, [replace(members[0], entries=[entry]), members[1]])
+    assert (before.schema_version, after.schema_version) == (1, 2)
+    first, second = read_batch(judged, naming.batch_manifest(BATCH), sha256)[1]
+    unjudged = next(read_batch(plain, naming.batch_manifest(BATCH), write(plain, members)[1])[1])
+    assert first.total_reward == (unjudged.total_reward or 0.0) + 2.0
+    assert entry in [*first.steps[0].rewards, *first.outside_rewards]
+    assert second.total_reward == unjudged.total_reward

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from flywheel.batches.manifest import SCHEMA_VERSION, BatchFile, Manifest
 from flywheel.canonical import sha256_bytes, sha256_file
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event
+from flywheel.outcomes import RewardEntry
 from flywheel.storage.objects import ObjectStore
 from flywheel.trajectory import Trajectory, assemble
 
@@ -26,6 +27,7 @@ class _Line(BaseModel):
     trajectory_id: str
     revision: int
     events: list[Event]
+    rewards: list[RewardEntry] = Field(default_factory=list)
 
 
 def read_manifest(store: ObjectStore, manifest_key: str, sha256: str) -> Manifest:
@@ -76,7 +78,7 @@ def _rows(store: ObjectStore, manifest: Manifest) -> Iterator[Trajectory]:
             member = next(members, None)
             if member is None or (line.trajectory_id, line.revision) != (member.trajectory_id, member.revision):
                 raise IntegrityError(f"{file.key}: row {count} is {line.trajectory_id}, not the manifest's")
-            yield assemble(line.events, revision=line.revision)
+            yield assemble(line.events, entries=line.rewards, revision=line.revision)
         if count != file.trajectories:
             raise IntegrityError(f"{file.key}: {count} rows, the manifest says {file.trajectories}")
 

@@ -10,24 +10,37 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import zstandard
 
 from flywheel import naming
-from flywheel.batches.manifest import UNKNOWN_VERSION, ZSTD_LEVEL, BatchFile, Counts, Manifest, Member
+from flywheel.batches.manifest import (
+    SCHEMA_VERSION,
+    UNKNOWN_VERSION,
+    WITHOUT_ENTRIES,
+    ZSTD_LEVEL,
+    BatchFile,
+    Counts,
+    Manifest,
+    Member,
+)
 from flywheel.canonical import canonical_json, sha256_bytes, sha256_file
 from flywheel.events import parse
+from flywheel.outcomes import RewardEntry
 from flywheel.storage.objects import ObjectStore
 from flywheel.trajectory import Trajectory, assemble
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A member with its events as they were recorded, JSON texts ordered by ``seq``, then ``event_id``."""
+    """A member with its events as they were recorded, JSON texts ordered by ``seq``, then ``event_id``, and its entries
+    of the reward ledger.
+    """
 
     member: Member
     bodies: Sequence[str | bytes]
+    entries: Sequence[RewardEntry] = ()
 
 
 class BatchWriter:
@@ -50,6 +63,7 @@ class BatchWriter:
         self._versions: dict[str, int] = {}
         self._part: zstandard.ZstdCompressionWriter | None = None
         self._part_rows = 0
+        self._entries = 0
         self._stack = ExitStack()
         self._path = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="flywheel-batch-"))) / "part"
 
@@ -68,14 +82,18 @@ class BatchWriter:
         member = row.member
         if self._members and _order(self._members[-1]) >= _order(member):
             raise ValueError(f"{member.trajectory_id} is out of order, or twice in the batch")
-        document = assemble(map(parse, row.bodies), revision=member.revision)
+        document = assemble(map(parse, row.bodies), entries=row.entries, revision=member.revision)
         if document.trajectory_id != member.trajectory_id:
             raise ValueError(f"events of {document.trajectory_id} under {member.trajectory_id}")
         if self._part is None:
             compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
             self._part = compressor.stream_writer(self._path.open("wb"))
         events = [json.loads(body) for body in row.bodies]
-        line = {"trajectory_id": member.trajectory_id, "revision": member.revision, "events": events}
+        line: dict[str, Any] = {"trajectory_id": member.trajectory_id, "revision": member.revision, "events": events}
+        if row.entries:
+            entries = sorted(row.entries, key=lambda entry: entry.order)
+            line["rewards"] = [entry.model_dump(mode="json", exclude_none=True) for entry in entries]
+            self._entries += len(entries)
         self._part.write(canonical_json(line) + b"\n")
         self._part_rows += 1
         self._count(member, document)
@@ -86,6 +104,7 @@ class BatchWriter:
         """Write what is left and the manifest; return it with its SHA-256. From here on the batch exists."""
         self._close_part()
         manifest = Manifest(
+            schema_version=SCHEMA_VERSION if self._entries else WITHOUT_ENTRIES,
             batch_id=self._batch_id,
             channel=self._channel,
             created_at=self._created_at,

@@ -30,7 +30,7 @@ def test_every_make_target_and_command_it_names_exists(page: Path) -> None:
     assert commands <= COMMANDS
 
 
-COMMANDS = {"up", "events", "down", "status", "logs", "clean", "generate", "validate", "model", "dead"}
+COMMANDS = {"up", "events", "down", "status", "logs", "clean", "generate", "validate", "model", "dead", "outcome"}
 
 
 def test_the_command_line_has_the_commands_that_the_pages_may_name() -> None:

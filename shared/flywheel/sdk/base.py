@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from flywheel.events import TrajectoryStarted
 from flywheel.ids import uuid7
+from flywheel.outcomes import Rule
 from flywheel.sdk.buffer import Buffer, Item, Stats
 from flywheel.sdk.chance import fraction
 from flywheel.sdk.core import Core, Line
@@ -18,6 +19,7 @@ from flywheel.sdk.fields import (
     CompleteFields,
     EndFields,
     LLMCallFields,
+    OutcomeFields,
     ProviderFields,
     RewardFields,
     StartFields,
@@ -148,6 +150,17 @@ class BaseRecorder(Core):
         """Record a reward; for a while also after the trajectory's end."""
         handle = self._find(trajectory_id)
         return handle is not None and handle.log_reward(value, **fields)
+
+    def outcome(
+        self, subject: str, *, source: str, scenario_id: str | None = None, window_id: str | None = None,
+        rules: Sequence[Rule | Mapping[str, Any]] = (), **fields: Unpack[OutcomeFields],
+    ) -> bool:  # fmt: skip
+        """Publish what the world turned out to be: it judges the steps of a scenario's or a window's trajectories,
+        recorded before or yet to come. One with a higher ``revision`` corrects it, with ``retracted`` takes it back.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        about = {"subject": subject, "source": source, "scenario_id": scenario_id, "window_id": window_id}
+        return self.publish_outcome({**given, **about, "rules": list(rules)})
 
     def end_trajectory(self, trajectory_id: str, **fields: Unpack[EndFields]) -> bool:
         """Publish the trajectory's end. See :meth:`TrajectoryHandle.end`."""

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from flywheel.events import Envelope, Event, Failure, TrajectoryEnded, dump
 from flywheel.ids import uuid7
+from flywheel.outcomes import Outcome
 from flywheel.sdk.buffer import Buffer, Item
 from flywheel.sdk.options import Options, WhenFull
 from flywheel.sdk.plain import plain, plain_array, without_nul
-from flywheel.topics import EVENTS, MAX_EVENT_BYTES
+from flywheel.topics import EVENTS, MAX_EVENT_BYTES, OUTCOMES
 
 _log = logging.getLogger("flywheel.sdk")
 
@@ -111,6 +112,25 @@ class Core:
         event_id = uuid7()
         event = kind(**present, event_id=event_id, trajectory_id=trajectory_id, seq=seq, agent_id=self.agent_id)
         return str(event_id), without_nul(dump(cast(Event, event), fallback=plain))
+
+    def publish_outcome(self, fields: Mapping[str, Any]) -> bool:
+        """Check, encode and buffer one outcome; return whether it was accepted. Raises ValueError only when strict."""
+        if not self.options.enabled:
+            return False
+        try:
+            outcome_id = uuid7()
+            outcome = Outcome(**{"time": datetime.now(UTC), **fields}, outcome_id=outcome_id)
+            value = outcome.model_dump_json(exclude_none=True, fallback=plain).encode()
+            Outcome.parse(value)
+        except Exception as error:
+            self._buffer.refuse("invalid")
+            why = f"an invalid outcome is dropped: {_why(error)}"
+            if self.options.strict:
+                raise ValueError(why) from error
+            self.say(why, why)
+            return False
+        item = Item(OUTCOMES.name, outcome.key, value, str(outcome_id), final=True)
+        return self._buffer.offer(item) is None
 
     def say(self, key: str, message: str) -> None:
         """Log a warning, once per ``key``."""

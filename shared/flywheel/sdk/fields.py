@@ -100,6 +100,16 @@ class RewardFields(TypedDict, total=False):
     time: datetime | None
 
 
+class OutcomeFields(TypedDict, total=False):
+    """Of ``outcome``, next to what it is about and its rules."""
+
+    name: str
+    revision: int
+    facts: Mapping[str, Any] | None
+    retracted: bool
+    time: datetime | None
+
+
 class EndFields(TypedDict, total=False):
     """Of ``end_trajectory``."""
 

@@ -1,4 +1,4 @@
-"""The commands ``flywheel generate`` and ``flywheel validate``; ``flywheel dead`` and ``events`` are put beside."""
+"""The commands ``flywheel generate`` and ``flywheel validate``; ``dead``, ``events`` and ``outcome`` are put beside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flywheel.cli import events
+from flywheel.cli import events, outcomes
 from flywheel.tools.dead import commands as dead
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(validate)
     dead.register(app)
     events.register(app)
+    outcomes.register(app)
 
 
 def generate(

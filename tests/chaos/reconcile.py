@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 
 from tests.chaos.ledger import Entry
+from tests.chaos.traffic import scenario_of
 
 #: Ids shown of each finding.
 EXAMPLES = 10
@@ -34,6 +36,8 @@ class Tally:
     rewards: int = 0
     reward_count: int = 0
     reward_sum: float = 0.0
+    outcome_count: int = 0
+    outcome_sum: float = 0.0
     seq_max: int = -1
     missing: int = 0
 
@@ -99,8 +103,12 @@ class Verdict:
         return {what: ids[:EXAMPLES] for what, ids in self.wrong.items() if ids}
 
 
-def reconcile(ledger: Iterable[Entry], evidence: Evidence) -> Verdict:
-    """Return how what the broker acknowledged agrees with what was found."""
+def reconcile(
+    ledger: Iterable[Entry], evidence: Evidence, late: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> Verdict:
+    """Return how what the broker acknowledged agrees with what was found. ``late``: what outcomes gave each step of a
+    scenario in the end.
+    """
     verdict = Verdict()
     good: dict[str, Entry] = {}
     doomed: dict[str, Entry] = {}
@@ -113,7 +121,7 @@ def reconcile(ledger: Iterable[Entry], evidence: Evidence) -> Verdict:
     verdict.injected = Counter(entry.reason for entry in doomed.values())
     _events(verdict, good, evidence.events)
     _dead(verdict, doomed, evidence.dead)
-    revisions = _trajectories(verdict, good, evidence.trajectories)
+    revisions = _trajectories(verdict, tallies(good.values(), late), evidence.trajectories)
     _announcements(verdict, revisions, evidence.announced)
     return verdict
 
@@ -157,8 +165,7 @@ def _dead(verdict: Verdict, doomed: Mapping[str, Entry], letters: Iterable[DeadL
     verdict.wrong["lost before the dead letters"] += [name for name in doomed if name not in seen]
 
 
-def _trajectories(verdict: Verdict, good: Mapping[str, Entry], rows: Iterable[TrajectoryRow]) -> dict[str, int]:
-    expected = tallies(good.values())
+def _trajectories(verdict: Verdict, expected: Mapping[str, Tally], rows: Iterable[TrajectoryRow]) -> dict[str, int]:
     verdict.trajectories = len(expected)
     found: dict[str, int] = {}
     for row in rows:
@@ -188,15 +195,20 @@ def _announcements(verdict: Verdict, revisions: Mapping[str, int], announced: Ma
     verdict.wrong["announced but not stored"] += [name for name in announced if name not in revisions]
 
 
-def tallies(good: Iterable[Entry]) -> dict[str, Tally]:
-    """Return what these distinct events add up to, by trajectory. An end's status follows its kind, after a colon."""
+def tallies(good: Iterable[Entry], late: Mapping[str, Sequence[float]] = MappingProxyType({})) -> dict[str, Tally]:
+    """Return what these distinct events, and late rewards of each step, add up to, by trajectory. An end's status
+    follows its kind, after a colon.
+    """
     grouped: dict[str, list[Entry]] = defaultdict(list)
     for entry in good:
         grouped[entry.trajectory_id].append(entry)
-    return {trajectory_id: _tally(entries) for trajectory_id, entries in grouped.items()}
+    return {
+        trajectory_id: _tally(entries, late.get(scenario_of(trajectory_id), ()) if late else ())
+        for trajectory_id, entries in grouped.items()
+    }
 
 
-def _tally(entries: Collection[Entry]) -> Tally:
+def _tally(entries: Collection[Entry], late: Sequence[float]) -> Tally:
     kinds = Counter(entry.kind.partition(":")[0] for entry in entries)
     rewards = [entry.reward for entry in entries if entry.reward is not None]
     highest = max(entry.seq for entry in entries)
@@ -205,13 +217,15 @@ def _tally(entries: Collection[Entry]) -> Tally:
         status=max(ends, key=lambda e: e.seq).kind.partition(":")[2] if ends else "open",
         events=len(entries), steps=kinds["step"], llm_calls=kinds["llm_call"],
         provider_accesses=kinds["provider_access"], rewards=kinds["reward"], reward_count=len(rewards),
-        reward_sum=sum(rewards), seq_max=highest, missing=max(0, highest + 1 - len(entries)),
+        reward_sum=sum(rewards), outcome_count=kinds["step"] * len(late),
+        outcome_sum=kinds["step"] * sum(late), seq_max=highest, missing=max(0, highest + 1 - len(entries)),
     )  # fmt: skip
 
 
 def _counters(tally: Tally) -> tuple[int, ...]:
     return (
         tally.events, tally.steps, tally.llm_calls, tally.provider_accesses, tally.rewards, tally.reward_count,
+        tally.outcome_count,
     )  # fmt: skip
 
 

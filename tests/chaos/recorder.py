@@ -62,6 +62,7 @@ def report(outcome: Outcome, chosen: Options) -> dict[str, object]:
         "seconds": round(outcome.seconds, 1),
         "trajectories": verdict.trajectories,
         "messages": outcome.messages,
+        "outcomes": outcome.outcomes,
         "traffic": outcome.traffic,
         "dead_by_reason": dict(verdict.dead),
         "injected_by_reason": dict(verdict.injected),

@@ -22,17 +22,20 @@ SELECT event_id::text, encode(sha256(convert_to(body, 'UTF8')), 'hex') AS sha256
 """
 _TRAJECTORIES = """
 SELECT trajectory_id, revision, status, events, steps, llm_calls, provider_accesses, rewards, reward_count, reward_sum,
-       seq_max, missing
+       outcome_count, outcome_sum, seq_max, missing
   FROM trajectories
 """
 _TIMEOUT_S = 120.0
 
 
-async def stored_offsets(dsn: str) -> dict[int, int]:
-    """Return how far the events of each partition are stored. Raises OSError or asyncpg's errors while it is away."""
+async def stored_offsets(dsn: str, topic: str = EVENTS.name) -> dict[int, int]:
+    """Return how far the topic's records of each partition are stored.
+
+    Raises OSError or asyncpg's errors while it is away.
+    """
     conn = await asyncpg.connect(dsn, timeout=5, command_timeout=5)
     try:
-        rows = await conn.fetch("SELECT partition, next_offset FROM stream_offsets WHERE topic = $1", EVENTS.name)
+        rows = await conn.fetch("SELECT partition, next_offset FROM stream_offsets WHERE topic = $1", topic)
     finally:
         await conn.close(timeout=5)
     return {row["partition"]: row["next_offset"] for row in rows}
@@ -47,10 +50,19 @@ async def waiting_announcements(dsn: str) -> int:
         await conn.close(timeout=5)
 
 
-async def lag(kafka: str, dsn: str) -> int:
-    """Return how many events in Kafka are not stored yet."""
-    offsets = await read_offsets(kafka, [EVENTS.name])
-    stored = await stored_offsets(dsn)
+async def waiting_outcomes(dsn: str) -> int:
+    """Return how many scenarios have yet to be judged by an outcome that is stored."""
+    conn = await asyncpg.connect(dsn, timeout=5, command_timeout=_TIMEOUT_S)
+    try:
+        return await conn.fetchval("SELECT count(*) FROM outcome_work")
+    finally:
+        await conn.close(timeout=5)
+
+
+async def lag(kafka: str, dsn: str, topic: str = EVENTS.name) -> int:
+    """Return how many events, or outcomes, in Kafka are not stored yet."""
+    offsets = await read_offsets(kafka, [topic])
+    stored = await stored_offsets(dsn, topic)
     return sum(end - stored.get(number, 0) for (_, number), end in offsets.end.items())
 
 

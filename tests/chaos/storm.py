@@ -22,8 +22,10 @@ from deploy.local.ports import PortBook
 from deploy.local.stack import LocalStack
 from flywheel.errors import TransientError
 from flywheel.settings import LocalSettings
+from flywheel.topics import OUTCOMES
 from tests.chaos import store
 from tests.chaos.fleet import Fleet
+from tests.chaos.late import Resolver, plan, values
 from tests.chaos.producers import Producers
 from tests.chaos.reconcile import Verdict, reconcile
 from tests.chaos.schedule import NETWORK, SERVERS, Action, schedule
@@ -70,6 +72,7 @@ class Outcome:
     unclean: list[str]
     messages: int
     sent_again: int
+    outcomes: int = 0
     traffic: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -104,14 +107,14 @@ async def storm(options: Options, watcher: Watcher) -> Outcome:
         watcher.say("reading what is there")
         evidence = await store.collect(parts.kafka, parts.postgres)
         ledger = list(parts.producers.ledger())
-        verdict = reconcile(ledger, evidence)
+        verdict = reconcile(ledger, evidence, values(parts.resolver.said))
         traffic = Counter[str](entry.what for entry in ledger)
         traffic["late"] = sum(entry.late for entry in ledger)
         traffic["out of order"] = sum(entry.early for entry in ledger)
         outcome = Outcome(
             verdict, seconds, drained, parts.fleet.struck, parts.servers.restarts, dict(parts.faults),
             parts.fleet.crashes, parts.fleet.unclean, parts.producers.report.acknowledged,
-            parts.producers.report.retried, dict(traffic),
+            parts.producers.report.retried, len(parts.resolver.said), dict(traffic),
         )  # fmt: skip
     if outcome.ok and not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,8 +159,11 @@ async def _start(options: Options, folder: Path, watcher: Watcher, end: AsyncExi
     ]
     producers = Producers(kafka, recipes, service_environment({}), folder)
     end.push_async_callback(producers.stop)
+    resolver = Resolver(kafka)
+    end.push_async_callback(resolver.stop)
+    resolver.start()
     await asyncio.gather(fleet.scale(1), producers.start())
-    return Storm(options, watcher, kafka, postgres, fleet, producers, Servers(stack), network)
+    return Storm(options, watcher, kafka, postgres, fleet, producers, resolver, Servers(stack), network)
 
 
 class Storm:
@@ -165,10 +171,10 @@ class Storm:
 
     def __init__(
         self, options: Options, watcher: Watcher, kafka: str, postgres: str, fleet: Fleet, producers: Producers,
-        servers: Servers, network: Network,
+        resolver: Resolver, servers: Servers, network: Network,
     ) -> None:  # fmt: skip
         self.kafka, self.postgres = kafka, postgres
-        self.fleet, self.producers, self.servers = fleet, producers, servers
+        self.fleet, self.producers, self.resolver, self.servers = fleet, producers, resolver, servers
         self.faults: Counter[str] = Counter()
         self._options = options
         self._watcher = watcher
@@ -182,12 +188,14 @@ class Storm:
         """Do everything on the schedule, each thing when its share of the traffic is through."""
         o = self._options
         actions = schedule(o.seed, kills=o.kills, servers=o.servers, networks=o.networks, scales=o.scales)
+        late = plan(o.seed, len(actions))
         async with asyncio.TaskGroup() as lasting:
-            for number, action in enumerate(actions):
+            for number, (action, outcomes) in enumerate(zip(actions, late, strict=True)):
                 # The next two actions' worth: whatever the producers could do, the backlog stays small.
                 self.producers.allow(min(1.0, (number + 2) / (len(actions) + 1)))
                 await self._until_through(action.at)
                 self._watcher.say(f"{number + 1:3}/{len(actions)}  {action}")
+                self.resolver.say(outcomes)
                 await self._do(action, lasting)
             self.producers.allow(1.0)
 
@@ -203,6 +211,9 @@ class Storm:
             try:
                 if (
                     self.producers.done
+                    and self.resolver.done
+                    and await store.lag(self.kafka, self.postgres, OUTCOMES.name) == 0
+                    and await store.waiting_outcomes(self.postgres) == 0
                     and await store.lag(self.kafka, self.postgres) == 0
                     and await store.waiting_announcements(self.postgres) == 0
                 ):

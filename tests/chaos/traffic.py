@@ -40,6 +40,9 @@ NEAR = 60
 #: A late event is overtaken by at least, and at most, this many: enough for its trajectory to end in between.
 FAR = (900, 1500)
 _PLAYING = 24
+#: Scenarios, which the producers share.
+SCENARIOS = 50
+_GROUP = 8
 _STATUSES = ("completed", "completed", "completed", "terminated", "timeout", "error")
 
 
@@ -164,11 +167,11 @@ def _trajectory(recipe: Recipe, number: int, rng: random.Random) -> list[Event]:
             "agent_id": f"producer-{recipe.producer}", "time": now,
         }  # fmt: skip
 
-    group, size = divmod(number, 8)
+    group, size = divmod(number, _GROUP)
     events.append(
         TrajectoryStarted(
-            **envelope(), scenario_id=f"scenario-{group % 50}", group_id=f"group-{recipe.producer}-{group}",
-            group_size=8, model_version="1.0.0", metadata={"attempt": size},
+            **envelope(), scenario_id=scenario_of(trajectory_id), group_id=f"group-{recipe.producer}-{group}",
+            group_size=_GROUP, model_version="1.0.0", metadata={"attempt": size},
         )
     )  # fmt: skip
     for step in range(max(1, recipe.steps + rng.randint(-2, 2))):
@@ -192,6 +195,11 @@ def _trajectory(recipe: Recipe, number: int, rng: random.Random) -> list[Event]:
     events.append(Reward(**envelope(), reward_kind=judged, value=rng.randrange(-64, 64) / 64))
     events.append(TrajectoryEnded(**envelope(), status=rng.choice(_STATUSES), final_pnl=rng.randrange(100)))
     return events
+
+
+def scenario_of(trajectory_id: str) -> str:
+    """Return the scenario of a storm's trajectory."""
+    return f"scenario-{int(trajectory_id.rpartition('-')[2]) // _GROUP % SCENARIOS}"
 
 
 def _good(event: Event) -> Sending:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.chaos.late import plan, values
 from tests.chaos.ledger import Entry, Ledger, read_ledger
 from tests.chaos.reconcile import DeadLetter, EventRow, Evidence, TrajectoryRow, Verdict, reconcile, tallies
 from tests.chaos.traffic import Recipe, sendings
@@ -123,3 +124,23 @@ def test_a_ledger_reads_back_what_was_written(tmp_path: Path) -> None:
         ledger.acknowledged(entry)
     ledger.close()
     assert list(read_ledger(tmp_path / "ledger.tsv")) == SENT
+
+
+def test_late_rewards_are_expected_of_every_step_and_a_missing_or_doubled_one_is_found() -> None:
+    late = values(outcome for outcomes in plan(seed=3, rounds=40) for outcome in outcomes)
+    good = [entry for entry in SENT if not entry.reason]
+    expected = tallies({entry.name: entry for entry in good}.values(), late)
+    assert any(tally.outcome_count > tally.steps for tally in expected.values())
+    found = perfect(SENT)
+    rows = [TrajectoryRow(trajectory_id, 1, tally) for trajectory_id, tally in expected.items()]
+    assert reconcile(SENT, Evidence(*found._replace(trajectories=rows)), late).ok
+    victim = next(n for n, row in enumerate(rows) if row.tally.outcome_count)
+    for changes, name in (
+        ({"outcome_count": rows[victim].tally.outcome_count + 1}, "counted twice"),
+        ({"outcome_sum": 99.0}, "trajectory with other figures"),
+        ({"outcome_count": 0}, "trajectory with other figures"),
+    ):
+        spoilt = [*rows]
+        spoilt[victim] = replace(rows[victim], tally=replace(rows[victim].tally, **changes))
+        verdict = reconcile(SENT, Evidence(*found._replace(trajectories=spoilt)), late)
+        assert verdict.wrong[name]

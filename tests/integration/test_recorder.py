@@ -216,15 +216,22 @@ async def test_a_known_id_with_other_bytes_is_a_conflict_and_changes_nothing(
 async def test_a_value_the_database_refuses_is_singled_out(
     recorder: ServiceProcess, producer: Producer, db: asyncpg.Pool, connections: Connections
 ) -> None:
-    # Each finite, together beyond what the column can add up.
-    start = trajectory("vast")[0]
-    rewards = [Reward(**envelope("vast", n, reward_kind=RewardKind.OUTCOME, value=1.7e308)) for n in (1, 2)]
-    await publish(producer, [start, rewards[0]])
-    await row_of(db, "vast", events=2)
-    await publish(producer, [*trajectory("beside-vast"), rewards[1]])
-    await row_of(db, "beside-vast", revision=1)
-    assert (await dead_letter(connections, "vast")).header("flywheel-reason") == "database"
-    assert (await row_of(db, "vast"))["events"] == 2
+    await db.execute("ALTER TABLE trajectories ADD CONSTRAINT tried CHECK (trajectory_id <> 'refused')")
+    refused = trajectory("refused")[:1]
+    await publish(producer, [*trajectory("beside-refused"), *refused])
+    await row_of(db, "beside-refused", revision=1)
+    assert (await dead_letter(connections, "refused")).header("flywheel-reason") == "database"
+    assert await db.fetchval("SELECT count(*) FROM events WHERE trajectory_id = 'refused'") == 0
+
+
+async def test_rewards_that_are_together_beyond_every_number_are_recorded_and_have_no_total(
+    recorder: ServiceProcess, producer: Producer, db: asyncpg.Pool
+) -> None:
+    events = trajectory("vast", steps=1)
+    vast = [Reward(**envelope("vast", 9 + n, reward_kind=RewardKind.OUTCOME, value=1.7e308)) for n in (0, 1)]
+    await publish(producer, [*events, *vast])
+    row = await row_of(db, "vast", events=len(events) + 2)
+    assert (row["total_reward"], row["reward_count"]) == (None, 3)
 
 
 async def test_replaying_the_topic_from_the_start_changes_nothing(
@@ -232,7 +239,7 @@ async def test_replaying_the_topic_from_the_start_changes_nothing(
 ) -> None:
     await publish(producer, trajectory("last"))
     await row_of(db, "last", revision=1)
-    reached = dict(await db.fetch("SELECT partition, next_offset FROM stream_offsets"))
+    reached = await db.fetch("SELECT topic, partition, next_offset FROM stream_offsets ORDER BY 1, 2")
     assert await recorder.stop() == 0
     digest = "SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {} AS t"
     before = [await db.fetchval(digest.format(table)) for table in ("events", "trajectories")]
@@ -241,7 +248,7 @@ async def test_replaying_the_topic_from_the_start_changes_nothing(
     await recorder.start()
 
     async def caught_up() -> bool:
-        return dict(await db.fetch("SELECT partition, next_offset FROM stream_offsets")) == reached
+        return await db.fetch("SELECT topic, partition, next_offset FROM stream_offsets ORDER BY 1, 2") == reached
 
     await eventually(caught_up)
     assert [await db.fetchval(digest.format(table)) for table in ("events", "trajectories")] == before

@@ -18,6 +18,9 @@ from services.recorder.aggregate import Delta, delta_of
 #: JSON it reads.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
+#: Times beyond are a broken clock's, and what reads them (nanoseconds in 64 bits, year 1 minus an offset) breaks too.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
+
 
 class Row(NamedTuple):
     """A row of ``events``, in the order of its columns."""
@@ -59,6 +62,8 @@ def decode(record: Record) -> Decoded:
         delta = delta_of(event, time)
     except OverflowError as error:
         raise PoisonError("schema", f"out of range: {error}") from None
+    if not _EARLIEST <= time < _LATEST:
+        raise PoisonError("schema", f"time: {time.isoformat()} is no time of an agent's: before 1970 or after 2261")
     row = Row(
         event.event_id, event.trajectory_id, event.seq, event.kind, _step(event), event.agent_id, time,
         hashlib.blake2b(raw, digest_size=16).digest(), record.partition, record.offset, raw.decode(),

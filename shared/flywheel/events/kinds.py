@@ -127,7 +127,7 @@ class Envelope(_Open):
     agent_id: Identifier
     time: AwareDatetime = Field(
         default_factory=lambda: datetime.now(UTC),
-        description="RFC 3339 with offset, when it happened at the agent",
+        description="RFC 3339 with offset, when it happened at the agent; from 1970 to 2261",
     )
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=32767)
 

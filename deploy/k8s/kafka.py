@@ -31,7 +31,7 @@ _PREFIX = "flywheel."
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody on the broker: what it reads, in which group, and what it writes.
+    """Somebody on the broker: what it reads, in which groups, and what it writes.
 
     Who gives up on records of ``reads`` may write its dead letters too.
     """
@@ -40,22 +40,29 @@ class User:
     why: str
     reads: tuple[Topic, ...] = ()
     writes: tuple[Topic, ...] = ()
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     sees_all: bool = False
 
     @property
     def dead(self) -> tuple[str, ...]:
-        """Names of the dead-letter topics that it writes: those of what it reads in a group."""
-        return tuple(topic.dead for topic in self.reads) if self.group else ()
+        """Names of the dead-letter topics that it writes: those of what it reads in groups."""
+        return tuple(topic.dead for topic in self.reads) if self.groups else ()
 
 
 #: The services that use topics, by their names. A test holds this against their code.
 SERVICES: tuple[User, ...] = (
-    User("recorder", "events to rows", (EVENTS,), (TRAJECTORIES,), "flywheel-recorder", sees_all=True),
-    User("archiver", "trajectories to batches", (TRAJECTORIES,), (BATCHES,), "flywheel-archiver", sees_all=True),
-    User("trainer", "batches to models", (BATCHES,), (MODELS,), "flywheel-trainer", sees_all=True),
+    User(
+        "recorder",
+        "events and outcomes to rows",
+        (EVENTS, OUTCOMES),
+        (TRAJECTORIES,),
+        ("flywheel-recorder", "flywheel-recorder-outcomes"),
+        sees_all=True,
+    ),
+    User("archiver", "trajectories to batches", (TRAJECTORIES,), (BATCHES,), ("flywheel-archiver",), sees_all=True),
+    User("trainer", "batches to models", (BATCHES,), (MODELS,), ("flywheel-trainer",), sees_all=True),
     # Whoever writes model updates decides what agents run: the deployer alone.
-    User("deployer", "models to agents", (MODELS, ACKS), (MODEL_UPDATES,), "flywheel-deployer", sees_all=True),
+    User("deployer", "models to agents", (MODELS, ACKS), (MODEL_UPDATES,), ("flywheel-deployer",), sees_all=True),
     User("gateway", "shows lag and counts dead letters", sees_all=True),
 )
 
@@ -117,8 +124,8 @@ def _rules(user: User) -> Iterator[dict[str, Any]]:
         yield _rule("topic", topic.name, ["Read", "Describe"])
     for name in (*(topic.name for topic in user.writes), *user.dead):
         yield _rule("topic", name, ["Write", "Describe"])
-    if user.group:
-        yield _rule("group", user.group, ["Read", "Describe"])
+    for group in user.groups:
+        yield _rule("group", group, ["Read", "Describe"])
 
 
 def _rule(kind: str, name: str, operations: list[str], *, prefix: bool = False) -> dict[str, Any]:

@@ -29,12 +29,14 @@ _GROUP = "flywheel-recorder"
 _OUTCOMES_GROUP = "flywheel-recorder-outcomes"
 #: No event is stored while a batch of outcomes is: it is kept short.
 _OUTCOMES_AT_ONCE = 200
+#: Connections: a batch of each loop, both brakes, the relay, and what runs now and then.
+_POOL = 6
 
 
 async def run(service: Service, connections: Connections, settings: RecorderSettings) -> None:
     """Wire the recorder and run it until the service is asked to stop; publish what is left, then return."""
     pool = await service.until_it_works(
-        "postgres", lambda: postgres.connect(connections.postgres, init=prepare, max_size=6)
+        "postgres", lambda: postgres.connect(connections.postgres, init=prepare, max_size=_POOL)
     )
     producer = Producer(connections.kafka, client_id=_GROUP)
     try:
@@ -59,6 +61,7 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
             connections.kafka, OUTCOMES, _OUTCOMES_GROUP, outcomes,
             dead=DeadLetters(producer, service.name),
             share=DeadShare(settings.dead_share_limit, settings.dead_window),
+            brakes=Brakes(pool, consumer=_OUTCOMES_GROUP, topic=OUTCOMES.name),
             health=apart, batch_records=_OUTCOMES_AT_ONCE, batch_wait_ms=settings.batch_wait_ms,
         )  # fmt: skip
         apart.starting()

@@ -17,6 +17,7 @@ from deploy.local.services import port_setting
 from flywheel import settings, topics
 from flywheel.storage import postgres
 from services.gateway import __main__ as gateway
+from services.recorder import __main__ as recorder
 from tests.manifests.conftest import built
 from tests.manifests.resources import Resource, of_kind, one, pods
 from tests.support.processes import ROOT
@@ -140,8 +141,7 @@ def test_users_may_do_what_the_services_do_in_code() -> None:
         used = {getattr(topics, name).name for name in imported if isinstance(getattr(topics, name), topics.Topic)}
         used -= KNOWN_OF.get(user.name, set())
         assert used == {topic.name for topic in (*user.reads, *user.writes)}, user.name
-        group = re.search(r'_GROUP = "([^"]+)"', source)
-        assert (group.group(1) if group else None) == user.group
+        assert set(re.findall(r'_GROUP = "([^"]+)"', source)) == set(user.groups)
 
 
 def allowed(resources: list[dict[str, Any]], user: str, operation: str) -> set[str]:
@@ -191,7 +191,7 @@ def most(resources: list[dict[str, Any]], name: str) -> int:
 
 def test_all_services_at_their_most_fit_into_postgres(resources: list[dict[str, Any]]) -> None:
     pool = inspect.signature(postgres.connect).parameters["max_size"].default
-    pools = {name: gateway._POOL if name == "gateway" else pool for name in NAMES}
+    pools: dict[str, int] = dict.fromkeys(NAMES, pool) | {"gateway": gateway._POOL, "recorder": recorder._POOL}
     wanted = sum(most(resources, name) * pools[name] for name in NAMES)
     cluster = one(resources, "Cluster", "flywheel-postgres")["spec"]
     spare = 20  # the operator's, backups, migrations, KEDA, people
@@ -210,7 +210,7 @@ def test_consumers_are_never_more_than_partitions(overlay: str) -> None:
         for trigger in scaled[name]["triggers"]:
             if trigger["type"] == "kafka":
                 assert trigger["metadata"]["topic"] == topic.name
-                assert trigger["metadata"]["consumerGroup"] in {user.group for user in SERVICES}
+                assert trigger["metadata"]["consumerGroup"] in {group for user in SERVICES for group in user.groups}
 
 
 def test_scaling_by_lag_logs_in_as_a_user_who_sees_the_lag() -> None:

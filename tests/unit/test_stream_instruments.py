@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
+from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 
+from flywheel import metrics
+from flywheel.health import Health
 from flywheel.stream.age import Ages
 from flywheel.stream.blocked import Stopwatch
+from flywheel.stream.dead import DeadLetters
+from flywheel.stream.durable import DurableApp
 from flywheel.weighted import WeightedHistogram
 
 
@@ -85,3 +94,36 @@ def test_a_weighted_histogram_is_a_histogram_observed_so_often(observed: list[tu
 
     want = {name: pytest.approx(value) for name, value in samples(theirs).items() if "_created" not in name}
     assert samples(ours) == want
+
+
+class _Consumer:
+    """Faust's consumer, as far as the lag is measured with it."""
+
+    def __init__(self, *partitions: TopicPartition) -> None:
+        self.ours = set(partitions)
+        self._committed_offset = dict.fromkeys(partitions, 7)
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.ours
+
+    async def highwaters(self, *partitions: TopicPartition) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 10)
+
+    async def position(self, partition: TopicPartition) -> int:
+        return 9
+
+
+async def test_a_partition_that_went_to_another_process_has_no_lag_here(tmp_path: Path) -> None:
+    kept, lost = TopicPartition("lagging", 0), TopicPartition("lagging", 1)
+    app = SimpleNamespace(rebalancing=False, consumer=_Consumer(kept, lost))
+    durable: Any = DurableApp("group", "", var=tmp_path, health=Health(), dead=cast(DeadLetters, None))
+    assert await durable._measure_lag(app) == 2
+    app.consumer.ours.remove(lost)
+    await durable._measure_lag(app)
+    lags = {
+        sample.labels["partition"]: sample.value
+        for metric in metrics.LAG_RECORDS.collect()
+        for sample in metric.samples
+        if sample.labels["topic"] == "lagging"
+    }
+    assert lags == {"0": 3}

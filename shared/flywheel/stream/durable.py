@@ -76,6 +76,7 @@ class DurableApp:
         self._timers: list[_Timer] = []
         self._stop = asyncio.Event()
         self._ages = Ages[tuple[str, int]]()
+        self._measured: set[tuple[str, int]] = set()
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -237,6 +238,10 @@ class DurableApp:
             unfetched += max(0, end - fetched)
         for (topic, number), records in behind.items():
             metrics.LAG_RECORDS.labels(topic, number).set(records)
+        for gone in self._measured - behind.keys():  # it is another process's to tell
+            metrics.LAG_RECORDS.remove(*gone)
+            metrics.LAG_SECONDS.remove(*gone)
+        self._measured = set(behind)
         self._ages.look(round(time.time() * 1000), behind)
         return unfetched
 

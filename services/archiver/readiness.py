@@ -45,7 +45,9 @@ class Group:
     declared: int | None  # how many attempts the group will have, where known
     quiet_s: float  # since the last of them was queued
     age_s: float  # since the first of them was queued
-    unrewarded_s: float | None = None  # since the last of them closed that has no reward yet; None: each has one
+    unrewarded_s: float | None = (
+        None  # since the last of them closed that has no reward yet; None: each has one, or nobody asked
+    )
 
 
 @dataclass(frozen=True, slots=True)

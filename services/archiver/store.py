@@ -106,17 +106,18 @@ async def queue(conn: Connection, fit: Sequence[Closed], others: Sequence[Closed
     return sum(row["inserted"] for row in new), len(late)
 
 
-async def waiting_groups(conn: Connection) -> dict[str, list[Group]]:
-    """Return what waits, by channel."""
+async def waiting_groups(conn: Connection, *, unrewarded: bool = False) -> dict[str, list[Group]]:
+    """Return what waits, by channel; with ``unrewarded`` also since when some of a group have had no reward."""
     rows = await conn.fetch(
-        "SELECT archive_queue.channel, archive_queue.group_id, count(*) AS waiting,"
-        "  max(archive_queue.group_size) AS declared,"
+        "SELECT channel, group_id, count(*) AS waiting, max(group_size) AS declared,"
         "  extract(epoch FROM clock_timestamp() - max(queued_at))::float8 AS quiet_s,"
         "  extract(epoch FROM clock_timestamp() - min(queued_at))::float8 AS age_s,"
-        "  extract(epoch FROM clock_timestamp()"
-        "    - max(t.closed_at) FILTER (WHERE t.total_reward IS NULL))::float8 AS unrewarded_s"
-        " FROM archive_queue LEFT JOIN trajectories t USING (trajectory_id)"
-        " WHERE batch_id IS NULL GROUP BY archive_queue.channel, archive_queue.group_id"
+        # A look-up for each that waits, and none where nobody asks: never a join with everything ever recorded.
+        "  extract(epoch FROM clock_timestamp() - max(CASE WHEN $1 THEN ("
+        "    SELECT t.closed_at FROM trajectories t"
+        "     WHERE t.trajectory_id = q.trajectory_id AND t.total_reward IS NULL) END))::float8 AS unrewarded_s"
+        " FROM archive_queue q WHERE batch_id IS NULL GROUP BY channel, group_id",
+        unrewarded,
     )
     short = [row["group_id"] for row in rows if row["declared"] is not None and row["waiting"] < row["declared"]]
     elsewhere = await _accounted_elsewhere(conn, short) if short else Counter()
@@ -152,7 +153,8 @@ async def decide_batches(conn: Connection, rules: ArchiverSettings) -> dict[str,
     Raises a transient error when the queue changed meanwhile; nothing is decided then.
     """
     async with conn.transaction(isolation="repeatable_read"):
-        decisions = {channel: decide(found, rules) for channel, found in (await waiting_groups(conn)).items()}
+        waiting = await waiting_groups(conn, unrewarded=rules.outcome_wait_s > 0)
+        decisions = {channel: decide(found, rules) for channel, found in waiting.items()}
         for channel, decision in decisions.items():
             if decision.ready:
                 batch_id = str(uuid7())

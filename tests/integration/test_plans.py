@@ -134,7 +134,7 @@ async def test_no_index_is_missing_and_none_is_for_nothing(pool: asyncpg.Pool) -
     async with pool.acquire() as conn:
         one: Any = Explained(conn)
         await archiver.closed_trajectories(one, ["t-1", "t-2"])
-        await archiver.waiting_groups(one)
+        await archiver.waiting_groups(one, unrewarded=True)
         await archiver.members(one, "batch-7")
         await archiver._accounted_elsewhere(one, ["group-7", "group-3700"])
         await one.execute(

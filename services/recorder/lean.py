@@ -25,7 +25,9 @@ from flywheel.topics import MAX_EVENT_BYTES
 _DEPTH = 190
 _DIGITS = 4_000
 
-_TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+#: Nothing is tried twice, and a text without an end reaches to the end: linear whatever comes.
+_TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_MOST_BRACKETS = 20_000
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -48,9 +50,8 @@ def read(raw: bytes) -> Event | None:
     ids = "".join([getattr(event, name) or "" for name in _identifiers[type(event)]])
     if not (ids.isascii() and ids.isprintable()) or " " in ids:
         return None
-    time = event.time
-    if not (time.microsecond or time.second or time.minute):
-        return None  # rounded up to the full hour, perhaps, and so into another window
+    if not (event.time.microsecond or event.time.second):
+        return None  # rounded up to the full hour, perhaps, in UTC if not here, and so into another window
     return cast(Event, event)
 
 
@@ -63,8 +64,11 @@ def _long_number(raw: bytes) -> bool:
 def _deep(raw: bytes) -> bool:
     if raw.count(b"[") + raw.count(b"{") <= _DEPTH:
         return False
+    brackets = _TEXTS.sub(b"", raw).translate(None, _NO_BRACKETS)
+    if len(brackets) > _MOST_BRACKETS:
+        return True
     depth = 0
-    for bracket in _TEXTS.sub(b"", raw).translate(None, _NO_BRACKETS):
+    for bracket in brackets:
         depth += 1 if bracket in b"[{" else -1
         if depth > _DEPTH:
             return True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flywheel.errors import PoisonError
 from flywheel.events import KINDS, parse
 from flywheel.windows import window_of
 from services.recorder import lean
@@ -79,6 +81,7 @@ names = st.sampled_from([
 ])  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KINDS), st.dictionaries(names, json_values, max_size=3), llm_parts, st.booleans())
 def test_what_the_fast_reader_takes_the_models_take_and_see_alike(
     kind: str, more: dict[str, Any], parts: dict[str, Any], escaped: bool
@@ -87,6 +90,7 @@ def test_what_the_fast_reader_takes_the_models_take_and_see_alike(
     agrees(json.dumps(event, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30), st.integers(0, 200))
 def test_bytes_in_the_wrong_place_make_no_difference(noise: bytes, at: int) -> None:
     raw = json.dumps(fields(observation="[{some text}]")).encode()
@@ -129,10 +133,36 @@ def test_ordinary_events_of_every_kind_are_read_fast(kind: str) -> None:
 
 
 def test_a_time_that_rounding_would_move_to_another_window_is_left_to_the_models() -> None:
-    assert lean.read(json.dumps(fields(time="2026-11-23T06:59:59.9999999Z")).encode()) is None
+    for time in ("06:59:59.9999999Z", "04:29:59.9999999+05:30", "04:44:59.9999999-00:15"):
+        assert lean.read(json.dumps(fields(time=f"2026-11-23T{time}")).encode()) is None
 
 
 def test_an_identifier_is_printable_ascii_without_spaces() -> None:
     for bad in ("a b", "a\n", "é", "", "x" * 201, "a\x7f"):
         assert lean.read(json.dumps(fields(trajectory_id=bad)).encode()) is None
         assert lean.read(json.dumps(fields("trajectory_started", group_id=bad)).encode()) is None
+
+
+@pytest.mark.parametrize("tail", [b"", b"\\", b'"'])
+def test_a_text_of_escapes_without_an_end_takes_no_longer_than_any_other(tail: bytes) -> None:
+    assert lean.read(b"[" * 200 + b'"' + b'\\"' * 1_000_000 + tail) is None  # days, when each quote is a new beginning
+
+
+@pytest.mark.parametrize(
+    "part", ['"prompt_token_ids": [' + "-1," * 1_300_000 + "-1]", '"messages": [' + "{}," * 1_300_000 + "{}]"]
+)
+def test_a_million_wrong_items_are_one_error(part: str) -> None:
+    raw = (json.dumps(fields("llm_call"))[:-1] + ", " + part + "}").encode()
+    tracemalloc.start()
+    with pytest.raises(PoisonError) as caught:
+        parse(raw)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.reason == "schema"
+    assert most < 200 * 2**20  # a list of what came, but no error for each of it
+
+
+def test_thousands_of_wrong_entries_are_counted_not_listed() -> None:
+    components = {f"c{n}": "x" for n in range(5_000)}
+    with pytest.raises(PoisonError, match="5,000 fields"):
+        parse(json.dumps(fields(reward_components=components)).encode())

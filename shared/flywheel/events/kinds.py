@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
     NonNegativeInt,
@@ -22,6 +23,15 @@ SCHEMA_VERSION = 1
 
 Seq = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _FirstErrorOnly(FailFast):
+    __hash__ = object.__hash__  # the members of a union are hashed, and pydantic's own cannot be
+
+
+T = TypeVar("T")
+#: A list whose first wrong item ends the reading: a million wrong ones must not be a million errors.
+Items = Annotated[list[T], _FirstErrorOnly()]
 
 
 class _Open(BaseModel):
@@ -93,9 +103,9 @@ class Message(_Open):
     """A chat message in the OpenAI layout."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Items[dict[str, Any]] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -107,7 +117,7 @@ class Sampling(_Open):
     top_k: int | None = None
     max_tokens: int | None = None
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: Items[str] | None = None
 
 
 class Usage(_Open):
@@ -178,23 +188,23 @@ class LLMCall(Envelope):
     purpose: Purpose = Purpose.ACTION
     system_prompt: str | None = None
     user_prompt: str | None = None
-    messages: list[Message] | None = Field(default=None, description="the whole prompt as chat messages")
-    tools: list[dict[str, Any]] | None = Field(
+    messages: Items[Message] | None = Field(default=None, description="the whole prompt as chat messages")
+    tools: Items[dict[str, Any]] | None = Field(
         default=None, description="the tools that the model was offered, in the OpenAI layout"
     )
     response: str | None = None
     response_id: str | None = Field(default=None, description="the engine's own id of its answer")
     reasoning: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     sampling: Sampling = Field(default_factory=Sampling)
     usage: Usage = Field(default_factory=Usage)
     latency_ms: Annotated[FiniteFloat, Field(ge=0)] | None = None
     finish_reason: str | None = None
-    prompt_token_ids: list[TokenId] | None = Field(default=None, description="exactly what the model was fed")
-    completion_token_ids: list[TokenId] | None = Field(
+    prompt_token_ids: Items[TokenId] | None = Field(default=None, description="exactly what the model was fed")
+    completion_token_ids: Items[TokenId] | None = Field(
         default=None, description="exactly what it sampled, end token included"
     )
-    completion_logprobs: list[FiniteFloat] | None = Field(
+    completion_logprobs: Items[FiniteFloat] | None = Field(
         default=None,
         description="log-probability of each sampled token, after temperature; as long as completion_token_ids",
     )

@@ -12,6 +12,8 @@ from flywheel.errors import PoisonError
 from flywheel.events.kinds import KINDS, SCHEMA_VERSION, Event
 from flywheel.topics import MAX_EVENT_BYTES
 
+#: Errors of one event that are looked at.
+_MOST_DETAILS = 100
 _MINTED_AT_SOURCE = frozenset({"event_id", "time"})
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Event)
@@ -57,6 +59,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _poison(raw: bytes | str, error: ValidationError) -> PoisonError:
+    if error.error_count() > _MOST_DETAILS:  # hundreds of thousands, perhaps: each would be a dict
+        return _misfit(raw, f"{error.error_count():,} fields do not fit")
     details = error.errors(include_url=False, include_input=False, include_context=False)
     first = details[0]["type"]
     if first == "json_invalid":
@@ -68,6 +72,10 @@ def _poison(raw: bytes | str, error: ValidationError) -> PoisonError:
     where = "; ".join(f"{'.'.join(map(str, d['loc'][1:]))}: {d['msg']}" for d in details[:5])
     if len(details) > 5:
         where += f"; and {len(details) - 5} more"
+    return _misfit(raw, where)
+
+
+def _misfit(raw: bytes | str, where: str) -> PoisonError:
     version = _version_of(raw)
     if version is not None and version > SCHEMA_VERSION:
         return PoisonError("newer_schema", f"schema_version {version}, this reader knows {SCHEMA_VERSION}: {where}")

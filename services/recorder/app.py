@@ -9,6 +9,7 @@ of the coming days are made.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,7 @@ from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
 from services.recorder.days import too_late
 from services.recorder.decode import Decoded, decode
-from services.recorder.idle import IdleRules
+from services.recorder.idle import Horizon, IdleRules
 from services.recorder.store import Store, Written
 
 _log = get_logger(__name__)
@@ -78,13 +79,19 @@ async def close_silent(
     store: Store, relay: OutboxRelay, loop: EventsLoop[Decoded], settings: RecorderSettings,
     *, health: Health, stop: asyncio.Event,
 ) -> None:  # fmt: skip
-    """Close trajectories that went silent, until ``stop``; never while events wait in Kafka that may belong to them."""
+    """Close trajectories that went silent, until ``stop``; never while events wait in Kafka that may belong to them,
+    in whichever process's partition: another one may be behind, or paused.
+    """
+    horizon = Horizon()
     idle = IdleRules(settings.idle_close_s, settings.idle_close_by_scenario)
     interval = min(5.0, idle.shortest_s / 4)
 
     async def look() -> None:
         metrics.TRAJECTORIES_OPEN.set(await store.open_trajectories())
-        while loop.lag == 0 and (closed := await store.close_idle(idle)):
+        now = time.monotonic()
+        ends = await loop.ends()
+        until = horizon.look(now, ends, await store.reached()) if ends is not None else None
+        while until is not None and (closed := await store.close_idle(idle, time.monotonic() - until)):
             metrics.TRAJECTORIES_CLOSED.labels("incomplete").inc(len(closed))
             relay.nudge()
             _log.info("closed silent trajectories", count=len(closed), first=closed[0].trajectory_id)

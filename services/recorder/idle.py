@@ -6,8 +6,11 @@ with the most other characters, then the one with fewer wildcards, then the firs
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from flywheel.stream.positions import caught_up
 
 _WILD = {"*": "%", "?": "_"}
 
@@ -28,6 +31,31 @@ class IdleRules:
         """Return patterns for SQL's LIKE, the most specific first, and their seconds."""
         patterns = sorted(self.by_scenario, key=_specificity)
         return [_like(pattern) for pattern in patterns], [self.by_scenario[pattern] for pattern in patterns]
+
+
+class Horizon:
+    """Until when everything that was published is stored, whoever stores it: from looks at where partitions end.
+
+    Silence counts back from there, not from now: events that wait in Kafka may belong to what seems silent.
+    """
+
+    #: Looks that wait for their events. While something is stuck, the newest gives way: the horizon stays where it is.
+    _MOST = 1000
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, Mapping[int, int]]] = deque()
+        self._until: float | None = None
+
+    def look(self, at: float, ends: Mapping[int, int], reached: Mapping[int, int]) -> float | None:
+        """Take a look: ``ends`` were asked for after ``at``, the stored offsets ``reached`` after that.
+
+        Returns the time of the last look whose ends are reached, on the clock of ``at``; None before there is one.
+        """
+        if len(self._looks) < self._MOST:
+            self._looks.append((at, ends))
+        while self._looks and caught_up(reached, self._looks[0][1]):
+            self._until = self._looks.popleft()[0]
+        return self._until
 
 
 def _specificity(pattern: str) -> tuple[int, int, str]:

@@ -40,6 +40,8 @@ DO UPDATE SET next_offset = greatest(known.next_offset, excluded.next_offset)
 RETURNING partition, next_offset
 """
 
+REACHED = "SELECT partition, next_offset FROM stream_offsets WHERE consumer = $1 AND topic = $2"
+
 #: Moves each offset only from where it was expected to be: a process that lost its partition moves nothing.
 MOVE = """
 UPDATE stream_offsets AS known SET next_offset = move.next, updated_at = clock_timestamp()

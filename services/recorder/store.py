@@ -85,9 +85,19 @@ class Store:
             announced = await self._merge(conn, new) if new else []
             return Written(new, len(events) - len(new), announced)
 
-    async def close_idle(self, idle: IdleRules) -> list[TrajectoryClosed]:
-        """Close, as incomplete, some open trajectories that were silent for as long as ``idle`` says; announce them."""
-        values = (idle.shortest_s, _CLOSE_AT_ONCE, idle.default_s, *idle.ranked())
+    async def reached(self) -> dict[int, int]:
+        """Return the next offset of every partition, whichever process has it."""
+        return dict(await self._pool.fetch(sql.REACHED, self._consumer, self._topic))
+
+    async def close_idle(self, idle: IdleRules, before_s: float = 0.0) -> list[TrajectoryClosed]:
+        """Close, as incomplete, some open trajectories that had been silent for as long as ``idle`` says ``before_s``
+        seconds ago, and still are; announce them.
+        """
+        patterns, seconds = idle.ranked()
+        values = (
+            idle.shortest_s + before_s, _CLOSE_AT_ONCE, idle.default_s + before_s, patterns,
+            [silence + before_s for silence in seconds],
+        )  # fmt: skip
         async with self._pool.acquire() as conn, conn.transaction():
             return await announce(conn, await conn.fetch(sql.CLOSE_IDLE, *values))
 

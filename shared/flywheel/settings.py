@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from flywheel.messages import DEFAULT_CHANNEL
 from flywheel.topics import EVENTS, MAX_EVENT_BYTES
 
-Seconds = Annotated[float, Field(gt=0)]
+#: A hundred years are as good as for ever, and every clock and database can still reckon with them.
+Seconds = Annotated[float, Field(gt=0, le=100 * 365 * 86_400, allow_inf_nan=False)]
 
 
 def _outlives_topic(days: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import asyncpg
 import pytest
@@ -14,16 +17,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flywheel.events import Event, dump
+from flywheel.health import Health
+from flywheel.settings import RecorderSettings
 from flywheel.storage.postgres import connect, migrate
+from flywheel.stream.events_loop import EventsLoop
+from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Fenced, Move, Rejected
 from flywheel.stream.record import Record
 from flywheel.topics import EVENTS
 from services.recorder.aggregate import aggregate
+from services.recorder.app import close_silent
 from services.recorder.decode import Decoded, decode
 from services.recorder.statements import upsert_arguments
 from services.recorder.store import Store, prepare
 from tests.support.play import deliveries, plays
 from tests.support.recording import trajectory
+from tests.support.waiting import eventually
 from tests.support.world import unique
 
 pytestmark = pytest.mark.stack
@@ -143,3 +152,44 @@ async def test_announcements_commit_with_the_rows(pool: asyncpg.Pool) -> None:
 
 async def test_migrating_twice_applies_nothing_new(pool: asyncpg.Pool) -> None:
     assert await migrate(pool) == []
+
+
+class _Looked(Store):
+    """Counts how often it was asked how far the offsets are."""
+
+    looks = 0
+
+    async def reached(self) -> dict[int, int]:
+        self.looks += 1
+        return await super().reached()
+
+
+async def test_nothing_is_closed_for_silence_while_events_wait_in_another_process_s_partition(
+    pool: asyncpg.Pool,
+) -> None:
+    name = unique("t")
+    store = _Looked(pool, consumer=unique("consumer"), topic=EVENTS.name)
+    await store.positions({0: 5, 1: 2})
+    await store.write(decoded(trajectory(name)[:1]), [])
+    loop = cast(EventsLoop[Decoded], SimpleNamespace(ends=AsyncMock(return_value={0: 5, 1: 3})))
+    relay = cast(OutboxRelay, SimpleNamespace(nudge=lambda: None))
+    stop = asyncio.Event()
+    closing = asyncio.create_task(
+        close_silent(store, relay, loop, RecorderSettings(idle_close_s=0.2), health=Health(), stop=stop)
+    )
+
+    async def status() -> str:
+        return await pool.fetchval("SELECT status FROM trajectories WHERE trajectory_id = $1", name)
+
+    try:
+        await eventually(lambda: store.looks > 10)  # half a second and more: it has long been silent
+        assert await status() == "open"
+        await store.positions({1: 3})
+
+        async def closed() -> bool:
+            return await status() == "incomplete"
+
+        await eventually(closed)
+    finally:
+        stop.set()
+        await closing

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
 from flywheel.settings import RecorderSettings
-from services.recorder.idle import IdleRules
+from services.recorder.idle import Horizon, IdleRules
 
 
 def test_the_most_specific_pattern_comes_first() -> None:
@@ -33,3 +35,28 @@ def test_the_setting_is_json_and_no_silence_is_too_short_to_be_one(monkeypatch: 
     assert RecorderSettings.load().idle_close_by_scenario == {"market-*": 30, "chess": 2.5}
     with pytest.raises(ValidationError):
         RecorderSettings(idle_close_by_scenario={"market-*": 0})
+
+
+def test_the_horizon_is_the_last_look_whose_ends_are_stored_everywhere() -> None:
+    horizon = Horizon()
+    assert horizon.look(1.0, {0: 5, 1: 3}, {0: 5, 1: 2}) is None
+    assert horizon.look(2.0, {0: 9, 1: 3}, {0: 8, 1: 3}) == 1.0
+    assert horizon.look(3.0, {0: 9, 1: 4}, {0: 8, 1: 4}) == 1.0
+    assert horizon.look(4.0, {0: 99, 1: 4}, {0: 50, 1: 4}) == 3.0  # never caught up, and yet it moves
+
+
+def test_the_horizon_stays_while_one_partition_is_stuck_and_takes_no_more_room() -> None:
+    horizon = Horizon()
+    assert horizon.look(0.0, {0: 1, 1: 1}, {0: 1, 1: 1}) == 0.0
+    for second in range(1, 5_000):
+        assert horizon.look(second, {0: second, 1: 2}, {0: second, 1: 1}) == 0.0
+    assert len(horizon._looks) <= 1_000
+    assert horizon.look(5_000, {0: 5_000, 1: 2}, {0: 5_000, 1: 2}) == 1_000.0
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e12, 0, -1])
+def test_a_silence_that_no_clock_can_reckon_with_is_refused_at_the_start(seconds: float) -> None:
+    with pytest.raises(ValidationError):
+        RecorderSettings(idle_close_s=seconds)
+    with pytest.raises(ValidationError):
+        RecorderSettings(idle_close_by_scenario={"never-*": seconds})

@@ -40,6 +40,7 @@ _log = get_logger(__name__)
 _BATCH_BYTES = 32 * 1024 * 1024
 _DECODE_CHUNK = 200
 _WAIT_S = 1.0
+_ENDS_S = 5.0
 #: A broker that is away makes no fetch fail, it only brings nothing. Failing for this long means that the client is
 #: broken.
 _FETCH_FAILS_S = 60.0
@@ -81,6 +82,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         self._batch_records = batch_records
         self._wait_s = batch_wait_ms / 1000
         self._stop = asyncio.Event()
+        self._consumer: AIOKafkaConsumer | None = None
         self._owned: frozenset[int] | None = None  # set by the group, until the loop has taken it over
         self._assignment = _Assignment()
         self._failing_since: float | None = None
@@ -91,10 +93,23 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         """Records in our partitions that are not stored yet; None while unknown."""
         return self._probe.lag
 
+    async def ends(self) -> dict[int, int] | None:
+        """Return where every partition of the topic ends, those of other processes too; None while nobody can say."""
+        consumer = self._consumer
+        numbers = consumer.partitions_for_topic(self._topic.name) if consumer is not None else None
+        if consumer is None or not numbers:
+            return None
+        partitions = [TopicPartition(self._topic.name, number) for number in numbers]
+        try:
+            ends = await asyncio.wait_for(consumer.end_offsets(partitions), _ENDS_S)
+        except (KafkaError, TimeoutError):
+            return None
+        return {partition.partition: end for partition, end in ends.items()}
+
     async def run(self, stop: asyncio.Event) -> None:
         """Read until ``stop`` is set, then store what is in hand and leave the group."""
         self._stop = stop
-        consumer = await self._join()
+        consumer = self._consumer = await self._join()
         probe = asyncio.create_task(self._beside(consumer), name="probe")
         try:
             await self._consume(consumer, probe)

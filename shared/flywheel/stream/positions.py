@@ -33,6 +33,11 @@ class Move:
     next: int
 
 
+def caught_up(reached: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+    """Return whether the stored offsets ``reached`` are at the end of every partition of a topic."""
+    return all(reached.get(number, 0) >= end for number, end in ends.items())
+
+
 class Fenced(Exception):  # noqa: N818 - not an error: the partition has another owner now
     """A stored offset is not what it was expected to be: somebody else went on from there. Nothing was written."""
 

@@ -37,7 +37,7 @@ async def write(conn: Connection, objects: ObjectStore, batch: Batch, part_traje
                 await asyncio.to_thread(_add, writer, portion)
         manifest, sha256 = await asyncio.to_thread(writer.finish)
     if gone := len(expected) - manifest.counts.trajectories:
-        _log.warning("members that are unreadable or no longer recorded were left out", number=gone)
+        _log.warning("members that are unreadable, too large or no longer recorded were left out", number=gone)
     return manifest, sha256
 
 
@@ -46,9 +46,10 @@ def _add(writer: BatchWriter, rows: list[Row]) -> None:
         try:
             writer.add(row)
         except PoisonError as error:
-            # Recorded by a newer release than ours. It must not hold up everybody else's learning.
-            metrics.ARCHIVE_SKIPPED.labels("unreadable").inc()
-            _log.error("a member cannot be read and was left out", member=row.member.trajectory_id, error=str(error))
+            # Of a newer release than ours, or beyond all bounds. It must not hold up everybody else's learning.
+            reason = "too_large" if error.reason == "too_large" else "unreadable"
+            metrics.ARCHIVE_SKIPPED.labels(reason).inc()
+            _log.error("a member was left out", reason=reason, member=row.member.trajectory_id, error=str(error))
 
 
 def _existing(objects: ObjectStore, batch_id: str, expected: list[str]) -> tuple[Manifest, str] | None:

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel import naming
 from flywheel.batches import BatchWriter, Manifest, Member, Row, read_batch, verify_batch, write_batch
 from flywheel.batches import read as read_module
+from flywheel.batches import write as write_module
 from flywheel.canonical import canonical_json, sha256_bytes
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event, LLMCall, Step, TrajectoryStarted, dump
@@ -165,11 +167,34 @@ def test_a_manifest_that_does_not_fit_its_rows_is_refused_even_when_its_digest_i
 def test_a_row_that_unfolds_beyond_all_bounds_is_refused_before_it_is_in_memory(monkeypatch) -> None:
     store = MemoryObjectStore()
     _, sha256 = write(store, [row("a"), row("b", text="x" * 100_000)])
-    monkeypatch.setattr(read_module, "_LINE_BYTES", 10_000)
+    monkeypatch.setattr(read_module, "LONGEST_ROW", 10_000)
     _, rows = read_batch(store, naming.batch_manifest(BATCH), sha256)
     assert next(rows).trajectory_id == "a"
     with pytest.raises(IntegrityError, match="row 2 is longer than 10,000 bytes"):
         next(rows)
+
+
+def test_the_longest_row_that_is_written_is_the_longest_that_is_read(monkeypatch) -> None:
+    whole = MemoryObjectStore()
+    _, sha256 = write(whole, [row("big", text="x" * 10_000)])
+    longest = len(zstandard.ZstdDecompressor().decompressobj().decompress(whole.get(naming.batch_data(BATCH, 0))))
+    for limit, written in ((longest, ["a", "big", "c"]), (longest - 1, ["a", "c"])):
+        for module in (read_module, write_module):
+            monkeypatch.setattr(module, "LONGEST_ROW", limit)
+        store = MemoryObjectStore()
+        with BatchWriter(
+            store, batch_id=BATCH, channel="c", created_at=CREATED, rule="r", part_trajectories=1
+        ) as writer:
+            for each in (row("a"), row("big", text="x" * 10_000), row("c")):
+                if each.member.trajectory_id in written:
+                    writer.add(each)
+                else:
+                    with pytest.raises(PoisonError) as caught:
+                        writer.add(each)
+                    assert caught.value.reason == "too_large"
+            manifest, sha256 = writer.finish()
+        assert len(manifest.files) == len(written)
+        assert [each.trajectory_id for each in read_batch(store, naming.batch_manifest(BATCH), sha256)[1]] == written
 
 
 def test_a_newer_format_is_told_apart_from_damage() -> None:

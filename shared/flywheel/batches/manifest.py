@@ -15,6 +15,10 @@ WITHOUT_ENTRIES = 1
 #: Part of the format: another level gives other bytes. 197 MB/s and 3.3 to 1 on events of 1 KB.
 ZSTD_LEVEL = 3
 
+#: Longest row, in bytes before compression and with its line end. Writers leave out what is longer, readers refuse it:
+#: a part is small on disk whatever it unfolds to, and nobody's memory may depend on that.
+LONGEST_ROW = 256 * 1024 * 1024
+
 #: Policy version of calls that name none.
 UNKNOWN_VERSION = "unknown"
 

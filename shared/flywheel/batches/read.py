@@ -11,16 +11,13 @@ from pathlib import Path
 import zstandard
 from pydantic import BaseModel, Field, ValidationError
 
-from flywheel.batches.manifest import SCHEMA_VERSION, BatchFile, Manifest
+from flywheel.batches.manifest import LONGEST_ROW, SCHEMA_VERSION, BatchFile, Manifest
 from flywheel.canonical import sha256_bytes, sha256_file
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event
 from flywheel.outcomes import RewardEntry
 from flywheel.storage.objects import ObjectStore
 from flywheel.trajectory import Trajectory, assemble
-
-#: Longest row, decompressed. A part is small on disk whatever it unfolds to: no reader's memory may depend on that.
-_LINE_BYTES = 256 * 1024 * 1024
 
 
 class _Line(BaseModel):
@@ -101,10 +98,10 @@ def _lines(file: BatchFile, path: Path) -> Iterator[_Line]:
     try:
         with path.open("rb") as raw, io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw)) as plain:
             number = 0
-            while line := plain.readline(_LINE_BYTES + 1):
+            while line := plain.readline(LONGEST_ROW + 1):
                 number += 1
-                if len(line) > _LINE_BYTES:
-                    raise IntegrityError(f"{file.key}: row {number} is longer than {_LINE_BYTES:,} bytes")
+                if len(line) > LONGEST_ROW:
+                    raise IntegrityError(f"{file.key}: row {number} is longer than {LONGEST_ROW:,} bytes")
                 yield _Line.model_validate_json(line)
     except (zstandard.ZstdError, ValidationError) as error:
         raise IntegrityError(f"{file.key}: not readable as rows") from error

@@ -16,6 +16,7 @@ import zstandard
 
 from flywheel import naming
 from flywheel.batches.manifest import (
+    LONGEST_ROW,
     SCHEMA_VERSION,
     UNKNOWN_VERSION,
     WITHOUT_ENTRIES,
@@ -26,6 +27,7 @@ from flywheel.batches.manifest import (
     Member,
 )
 from flywheel.canonical import canonical_json, sha256_bytes, sha256_file
+from flywheel.errors import PoisonError
 from flywheel.events import parse
 from flywheel.outcomes import RewardEntry
 from flywheel.storage.objects import ObjectStore
@@ -78,24 +80,30 @@ class BatchWriter:
         self._stack.close()
 
     def add(self, row: Row) -> None:
-        """Append a trajectory. Raises ValueError out of order, PoisonError for a body that is not an event."""
+        """Append a trajectory.
+
+        Raises ValueError out of order; PoisonError for a body that is not an event, and ``too_large`` for a trajectory
+        that no reader would take: the batch goes on without it.
+        """
         member = row.member
         if self._members and _order(self._members[-1]) >= _order(member):
             raise ValueError(f"{member.trajectory_id} is out of order, or twice in the batch")
         document = assemble(map(parse, row.bodies), entries=row.entries, revision=member.revision)
         if document.trajectory_id != member.trajectory_id:
             raise ValueError(f"events of {document.trajectory_id} under {member.trajectory_id}")
+        events = [json.loads(body) for body in row.bodies]
+        line: dict[str, Any] = {"trajectory_id": member.trajectory_id, "revision": member.revision, "events": events}
+        if entries := sorted(row.entries, key=lambda entry: entry.order):
+            line["rewards"] = [entry.model_dump(mode="json", exclude_none=True) for entry in entries]
+        text = canonical_json(line) + b"\n"
+        if len(text) > LONGEST_ROW:
+            raise PoisonError("too_large", f"{len(text):,} bytes, a row has at most {LONGEST_ROW:,}")
         if self._part is None:
             compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
             self._part = compressor.stream_writer(self._path.open("wb"))
-        events = [json.loads(body) for body in row.bodies]
-        line: dict[str, Any] = {"trajectory_id": member.trajectory_id, "revision": member.revision, "events": events}
-        if row.entries:
-            entries = sorted(row.entries, key=lambda entry: entry.order)
-            line["rewards"] = [entry.model_dump(mode="json", exclude_none=True) for entry in entries]
-            self._entries += len(entries)
-        self._part.write(canonical_json(line) + b"\n")
+        self._part.write(text)
         self._part_rows += 1
+        self._entries += len(entries)
         self._count(member, document)
         if self._part_rows == self._part_trajectories:
             self._close_part()

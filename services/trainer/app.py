@@ -53,6 +53,7 @@ class _Progress:
     total: int = 0
     groups_scored: int = 0
     groups_total: int = 0
+    in_training: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -161,17 +162,26 @@ class Trainer:
                 return Failed(error="transient", reason="transient", message=str(error))
             except FatalError as error:
                 return Failed(error="fatal", reason="fatal", message=str(error))
+            except Stopped:
+                return WorkerDied("scoring was interrupted")
+            except Exception as error:  # a try that failed, as in the worker: a batch that does this ends only its job
+                _log.exception("unexpected error while scoring")
+                reason = type(error).__name__
+                return Failed(error="unexpected", reason=reason, message=f"{reason}: {error}")
             finally:
                 for task in (scoring, *ends):
                     task.cancel()
                 await asyncio.wait({scoring, *ends})
+        if progress.lost.is_set():
+            return WorkerDied("the claim was lost")
+        progress.in_training = True
         try:
             return await self._worker.train(order, progress.hear)
         except WorkerDied as died:
             return died
 
     async def _keep(self, job: Claimed, progress: _Progress) -> None:
-        """Prolong the claim and write progress while the job runs; kill the worker when the claim was lost."""
+        """Prolong the claim and write progress while the job runs; kill the worker when a job that it has is lost."""
         while True:
             self._health.beat("jobs")
             held = await self._durably(
@@ -183,7 +193,8 @@ class Trainer:
             )  # fmt: skip
             if not held:
                 progress.lost.set()
-                self._worker.abort()
+                if progress.in_training:
+                    self._worker.abort()
                 return
             progress.news.clear()
             await first_of(progress.news, timeout=min(_PROGRESS_S, self._settings.lease_s / 4))

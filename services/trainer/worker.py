@@ -80,8 +80,13 @@ def _die_with(parent: int) -> None:
 
 
 def _listen(lines: BinaryIO, orders: queue.Queue[Order]) -> None:
-    for line in lines:
-        orders.put(Order.model_validate_json(line))
+    """Take orders; end the process with its input, and with whatever makes it deaf: its parent starts another."""
+    try:
+        for line in lines:
+            orders.put(Order.model_validate_json(line))
+    except BaseException:
+        log.get_logger(__name__).exception("cannot take orders")
+        os._exit(EXIT_FATAL)
     os._exit(0)  # nobody is interested any more, not even in a job half done
 
 

@@ -44,6 +44,15 @@ async def test_weights_add_components_and_the_total() -> None:
     assert await only(scorer, reward=None, components={"profit": 3.0, "risk": 1.0}) == Unscored.MISSING_COMPONENT
 
 
+@pytest.mark.parametrize("weight", [1.0, -1.0, 2.0, 0.5])
+async def test_a_sum_that_no_number_holds_is_no_score(weight: float) -> None:
+    huge = {"profit": 1.5e308, "risk": 1.5e308}
+    found = await only(Weighted({"profit": 2.0, "risk": 2.0 * weight}), components=huge)
+    assert found == Unscored.NOT_FINITE
+    assert await only(Weighted({"profit": 1.0, "risk": 1.0}), components=huge) == Unscored.NOT_FINITE
+    assert await only(Weighted({"profit": 1.0, "risk": -1.0}), components=huge) == 0.0
+
+
 @pytest.mark.parametrize(
     ("fields", "score"),
     [

@@ -19,6 +19,7 @@ class Unscored(StrEnum):
 
     NO_REWARD = "no_reward"
     MISSING_COMPONENT = "missing_component"
+    NOT_FINITE = "not_finite"
     NOTHING_TO_GO_BY = "nothing_to_go_by"
     NOTHING_TO_COMPARE = "nothing_to_compare"
     NO_TRAINABLE_CALLS = "no_trainable_calls"

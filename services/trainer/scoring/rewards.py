@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from flywheel.exact import rounded_sum
 from services.trainer.scoring.port import Group, GroupScores, Score, Unscored
 
 #: Name under which a weight takes the recorded total, beside the components.
@@ -30,7 +31,8 @@ class Recorded:
 class Weighted:
     """A weighted sum of reward components, ``total_reward`` among them where it has a weight.
 
-    A trajectory that lacks a component which has a weight gets no score: taking it for 0 would be a guess.
+    A trajectory that lacks a component which has a weight gets no score: taking it for 0 would be a guess. Neither does
+    one whose sum no number can hold: nothing can be compared with it.
     """
 
     name = "weighted"
@@ -45,9 +47,13 @@ class Weighted:
             have = dict(trajectory.reward_components)
             if trajectory.total_reward is not None:
                 have[TOTAL] = trajectory.total_reward
-            if all(name in have for name in self._weights):
-                parts = {name: weight * have[name] for name, weight in self._weights.items()}
-                found.scores[trajectory.trajectory_id] = Score(math.fsum(parts.values()), self.name, parts)
-            else:
+            if any(name not in have for name in self._weights):
                 found.unscored[trajectory.trajectory_id] = Unscored.MISSING_COMPONENT
+                continue
+            parts = {name: weight * have[name] for name, weight in self._weights.items()}
+            value = rounded_sum(parts.values()) if all(map(math.isfinite, parts.values())) else math.nan
+            if math.isfinite(value):
+                found.scores[trajectory.trajectory_id] = Score(value, self.name, parts)
+            else:
+                found.unscored[trajectory.trajectory_id] = Unscored.NOT_FINITE
         return found

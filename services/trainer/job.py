@@ -27,12 +27,8 @@ from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
 
 Reporter = Callable[[Stage | Steps], None]
 
-#: Settings that change what is learned; the rest is how the service runs.
-_LEARNING = (
-    "is_mode", "is_cap", "loss_type", "importance_level", "learning_rate", "epsilon", "epsilon_high", "micro_batch",
-    "accumulation", "iterations", "seed", "max_grad_norm", "beta", "temperature", "max_staleness", "device",
-    "threads",
-)  # fmt: skip
+#: How the service runs. Every other setting changes what is learned, and the lineage has it.
+NOT_LEARNING = frozenset({"metrics_port", "attempts", "lease_s", "poll_s", "registration_wait_s"})
 _LIBRARIES = ("torch", "trl", "transformers", "accelerate")
 
 
@@ -167,9 +163,14 @@ def _lineage(order: Order, settings: TrainerSettings, counts: dict[str, dict[str
         "base_model": order.parent.base_model,
         "counts": counts,
         "scoring": order.scores.about if order.scores else {"scorers": ["recorded"]},
-        "settings": settings.model_dump(mode="json", include=set(_LEARNING)),
+        "settings": learning_settings(settings),
         "libraries": libraries(),
     }
+
+
+def learning_settings(settings: TrainerSettings) -> dict[str, Any]:
+    """Return the settings that the weights depend on, ready for JSON."""
+    return settings.model_dump(mode="json", exclude=set(NOT_LEARNING))
 
 
 def _keep_only(folder: Path) -> None:

@@ -21,6 +21,9 @@ async def run(dsn: str) -> int:
     except FlywheelError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_FATAL
+    except TimeoutError:  # says nothing itself
+        sys.stderr.write("Postgres did not answer in time\n")
+        return EXIT_FATAL
     sys.stdout.write("".join(f"applied {name}\n" for name in applied) or "nothing to apply\n")
     return 0
 

@@ -21,6 +21,9 @@ _MIGRATION_LOCK = 0x666C7977  # "flyw"
 #: Longest wait for one statement and for a connection, in seconds: a silent network counts as down, not as slow.
 _COMMAND_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10.0
+#: Longest time for one migration, and for the wait until another process has made its own: they rewrite tables and
+#: make indexes, and one that is cut short begins again from nothing.
+_MIGRATION_TIMEOUT_S = 24 * 3600.0
 
 _TRANSIENT = (
     TransientError,
@@ -82,12 +85,12 @@ async def connect(
 async def migrate(pool: asyncpg.Pool) -> list[str]:
     """Apply what is new in ``migrations/``, in order, each in its own transaction; return the names applied now.
 
-    Safe to call from several processes at once. Raises FatalError when a migration that was applied has been changed
-    since.
+    Safe to call from several processes at once, which then wait for the one that is at it. Raises FatalError when a
+    migration that was applied has been changed since, TransientError for one that was not done within a day.
     """
     applied_now: list[str] = []
     async with pool.acquire() as conn:
-        await conn.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+        await _patiently(conn, "the migrations of another process", "SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
         try:
             await conn.execute(
                 "CREATE TABLE IF NOT EXISTS schema_migrations ("
@@ -102,12 +105,20 @@ async def migrate(pool: asyncpg.Pool) -> list[str]:
                         raise FatalError(f"migration {name} was changed after it was applied to this database")
                     continue
                 async with conn.transaction():
-                    await conn.execute(sql)
+                    await _patiently(conn, f"migration {name}", sql)
                     await conn.execute("INSERT INTO schema_migrations (name, digest) VALUES ($1, $2)", name, digest)
                 applied_now.append(name)
         finally:
             await conn.execute("SELECT pg_advisory_unlock($1)", _MIGRATION_LOCK)
     return applied_now
+
+
+async def _patiently(conn: Connection, what: str, sql: str, *args: object) -> None:
+    """Execute ``sql`` without the haste of other statements. Raises TransientError, naming ``what``, in the end."""
+    try:
+        await conn.execute(sql, *args, timeout=_MIGRATION_TIMEOUT_S)
+    except TimeoutError as error:
+        raise TransientError(f"{what}: not done within {_MIGRATION_TIMEOUT_S:g} s") from error
 
 
 def _migrations() -> Iterator[tuple[str, str]]:

@@ -36,8 +36,8 @@ async def run(service: Service, connections: Connections, settings: ArchiverSett
         relay = OutboxRelay(pool, producer, service.health)
         archiver = Archiver(pool, objects, relay, settings, service.health)
         app = DurableApp(
-            _GROUP, connections.kafka, var=service.settings.var, health=service.health,
-            dead=DeadLetters(producer, service.name),
+            _GROUP, connections.kafka, replication=service.settings.topic_replication, var=service.settings.var,
+            health=service.health, dead=DeadLetters(producer, service.name),
         )  # fmt: skip
         app.agent(TRAJECTORIES, archiver.on_trajectories, within=0.1)
         drained = asyncio.Event()

@@ -35,8 +35,8 @@ async def run(service: Service, connections: Connections) -> None:
         deployer = Deployer(pool, S3ObjectStore.from_settings(connections), relay)
         await service.until_it_works("postgres", deployer.heal)
         app = DurableApp(
-            _GROUP, connections.kafka, var=service.settings.var, health=service.health,
-            dead=DeadLetters(producer, service.name),
+            _GROUP, connections.kafka, replication=service.settings.topic_replication, var=service.settings.var,
+            health=service.health, dead=DeadLetters(producer, service.name),
         )  # fmt: skip
         app.agent(MODELS, deployer.on_models, max_batch=1)
         app.agent(ACKS, deployer.on_acks)

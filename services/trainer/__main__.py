@@ -48,8 +48,8 @@ async def run(service: Service, connections: Connections, settings: TrainerSetti
             pool, S3ObjectStore.from_settings(connections), worker, relay, settings, scoring, service.health
         )
         app = DurableApp(
-            _GROUP, connections.kafka, var=service.settings.var, health=service.health,
-            dead=DeadLetters(producer, service.name),
+            _GROUP, connections.kafka, replication=service.settings.topic_replication, var=service.settings.var,
+            health=service.health, dead=DeadLetters(producer, service.name),
         )  # fmt: skip
         app.agent(BATCHES, trainer.on_batches)
         drained = asyncio.Event()

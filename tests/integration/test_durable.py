@@ -9,18 +9,23 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
+from flywheel.health import Health
+from flywheel.retry import Stopped
 from flywheel.settings import Connections
+from flywheel.stream.dead import DeadLetters
+from flywheel.stream.durable import DurableApp
 from flywheel.stream.producer import Producer
 from flywheel.topics import Topic
 from tests.support.processes import ROOT, service_environment
 from tests.support.recording import read
 from tests.support.waiting import eventually
+from tests.support.world import unique
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
@@ -155,3 +160,23 @@ async def test_timers_run_beside_the_agents(
             return False
 
     await eventually(ticked)
+
+
+async def test_a_missing_topic_is_made_with_as_many_copies_as_were_asked_for(
+    connections: Connections, tmp_path: Path
+) -> None:
+    topic, health, stop = Topic(unique("copied"), "any", "nothing", 1), Health(), asyncio.Event()
+    app = DurableApp(
+        "copies", connections.kafka, replication=2, var=tmp_path, health=health, dead=cast(DeadLetters, None)
+    )
+
+    async def handle(records: object) -> None:
+        raise AssertionError("it has no topic")
+
+    app.agent(topic, handle)
+    running = asyncio.create_task(app.run(stop))
+    said = await eventually(lambda: health.ready_report().problems.get("kafka"))
+    stop.set()
+    assert "InvalidReplicationFactor" in said  # there is one broker
+    with pytest.raises(Stopped):
+        await running

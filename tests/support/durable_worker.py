@@ -62,7 +62,12 @@ async def main(service: Service, topic: Topic, connections: Connections) -> None
 
     dead = DeadLetters(producer, service.name)
     app = DurableApp(
-        f"test-{topic.name}", connections.kafka, var=service.settings.var, health=service.health, dead=dead
+        f"test-{topic.name}",
+        connections.kafka,
+        replication=service.settings.topic_replication,
+        var=service.settings.var,
+        health=service.health,
+        dead=dead,
     )
     app.agent(topic, handle, max_batch=50, within=0.05)
     app.timer(0.2, tick)

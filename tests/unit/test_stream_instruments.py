@@ -116,7 +116,7 @@ class _Consumer:
 async def test_a_partition_that_went_to_another_process_has_no_lag_here(tmp_path: Path) -> None:
     kept, lost = TopicPartition("lagging", 0), TopicPartition("lagging", 1)
     app = SimpleNamespace(rebalancing=False, consumer=_Consumer(kept, lost))
-    durable: Any = DurableApp("group", "", var=tmp_path, health=Health(), dead=cast(DeadLetters, None))
+    durable: Any = DurableApp("group", "", replication=1, var=tmp_path, health=Health(), dead=cast(DeadLetters, None))
     assert await durable._measure_lag(app) == 2
     app.consumer.ours.remove(lost)
     await durable._measure_lag(app)

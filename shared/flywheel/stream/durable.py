@@ -63,12 +63,16 @@ class DurableApp:
     A handler gets 1 to ``max_batch`` records. It raises TransientError (or a database error that passes by itself)
     to be called again with the same records, forever, while readiness is false; PoisonError (or a database error
     about a value) to have the batch halved down to the one bad record, which goes to the dead letters. Any other
-    error ends the process with EXIT_FATAL. A group without offsets begins at the earliest record.
+    error ends the process with EXIT_FATAL. A group without offsets begins at the earliest record. Topics that are
+    missing at the start are made with ``replication`` copies.
     """
 
-    def __init__(self, name: str, bootstrap: str, *, var: Path, health: Health, dead: DeadLetters) -> None:
+    def __init__(
+        self, name: str, bootstrap: str, *, replication: int, var: Path, health: Health, dead: DeadLetters
+    ) -> None:
         self._name = name
         self._bootstrap = bootstrap
+        self._replication = replication
         self._datadir = var / "faust" / name
         self._health = health
         self._dead = dead
@@ -99,8 +103,9 @@ class DurableApp:
         topics = [a.topic for a in self._agents]
         topics += [BY_NAME[t.dead] for t in topics if t.dead in BY_NAME]
         await retry_in_place(
-            lambda: ensure_topics(self._bootstrap, topics), health=self._health, check="kafka", stop=stop
-        )
+            lambda: ensure_topics(self._bootstrap, topics, self._replication),
+            health=self._health, check="kafka", stop=stop,
+        )  # fmt: skip
         self._health.ready("kafka", False, "joining the consumer group")
         app = self._build()
         try:

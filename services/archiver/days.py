@@ -111,13 +111,7 @@ class DayKeeper:
     async def _archive(self, conn: Connection, day: date) -> None:
         started = time.monotonic()
         rows, strays = await days.count(conn, day)
-        manifest, sha256 = await self._found_whole(day, rows) or await self._write(conn, day)
-        try:
-            kept = await asyncio.to_thread(archive.verify_day, self._objects, day, sha256)
-        except PoisonError as error:  # a store that does not keep what it was given holds up retention, nothing else
-            raise TransientError(f"{day} reads back damaged: {error}", retry_after=_AGAIN_S) from error
-        if kept != rows:
-            raise TransientError(f"{day}: {rows} events recorded, {kept} read back", retry_after=_AGAIN_S)
+        manifest, sha256 = await self._found_whole(day, rows) or await self._written(conn, day, rows)
         await days.archived(
             conn, day, rows=rows, size=manifest.bytes, strays=strays, manifest=naming.day_manifest(day),
             manifest_sha256=sha256,
@@ -126,6 +120,29 @@ class DayKeeper:
         metrics.DAY_EVENTS.inc(rows)
         metrics.DAY_BYTES.inc(manifest.bytes)
         _log.info("day archived", day=str(day), events=rows, bytes=manifest.bytes, files=len(manifest.files))
+
+    async def _written(self, conn: Connection, day: date, rows: int) -> tuple[DayManifest, str]:
+        """Write the archive and read it back."""
+        manifest, sha256 = await self._write(conn, day)
+        try:
+            kept = await self._verify(day, sha256)
+        except PoisonError as error:  # a store that does not keep what it was given holds up retention, nothing else
+            raise TransientError(f"{day} reads back damaged: {error}", retry_after=_AGAIN_S) from error
+        if kept != rows:
+            raise TransientError(f"{day}: {rows} events recorded, {kept} read back", retry_after=_AGAIN_S)
+        return manifest, sha256
+
+    async def _verify(self, day: date, sha256: str) -> int:
+        """Read the whole archive; return how many events it holds. Raises as ``read_day``, and Stopped."""
+        parts = archive.verify_parts(self._objects, day, sha256)
+        kept = 0
+        while (events := await asyncio.to_thread(next, parts, None)) is not None:
+            kept += events
+            self._health.beat(_BEAT, within_s=_LONGEST_STEP_S)
+            if self._stop.is_set():
+                parts.close()
+                raise Stopped("a day is half read")
+        return kept
 
     async def _write(self, conn: Connection, day: date) -> tuple[DayManifest, str]:
         with DayWriter(self._objects, day) as writer:
@@ -137,21 +154,23 @@ class DayKeeper:
             return await asyncio.to_thread(writer.finish)
 
     async def _found_whole(self, day: date, rows: int) -> tuple[DayManifest, str] | None:
-        """Return the archive of an earlier try that died after it was written, or None where it has to be written."""
+        """Return the archive of an earlier try that died after it was written, read whole, or None where it has to be
+        written.
+        """
 
         def look() -> tuple[DayManifest, str] | None:
             key = naming.day_manifest(day)
             if not self._objects.exists(key):
                 return None
             sha256 = sha256_bytes(self._objects.get(key))
-            try:
-                manifest = archive.read_day_manifest(self._objects, day, sha256)
-                return (manifest, sha256) if archive.verify_day(self._objects, day, sha256) == rows else None
-            except PoisonError as error:
-                _log.warning("an earlier try left a damaged archive: written anew", day=str(day), error=str(error))
-                return None
+            return archive.read_day_manifest(self._objects, day, sha256), sha256
 
-        return await asyncio.to_thread(look)
+        try:
+            found = await asyncio.to_thread(look)
+            return found if found and await self._verify(day, found[1]) == rows else None
+        except PoisonError as error:
+            _log.warning("an earlier try left a damaged archive: written anew", day=str(day), error=str(error))
+            return None
 
     def _still_there(self, day: Day) -> bool:
         """Whether the archive that was verified before is there, by names and sizes; for the moment before a drop."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date, datetime
 from pathlib import Path
@@ -186,8 +186,38 @@ def read_day(store: ObjectStore, day: date, sha256: str) -> Iterator[ArchivedEve
     ``sha256`` is the manifest's, as ``event_days`` has it. Raises as :func:`read_day_manifest`, and IntegrityError
     naming the file when its bytes, its events or their number are not the manifest's.
     """
+    for events in _parts(store, day, sha256):
+        yield from events
+
+
+def verify_parts(store: ObjectStore, day: date, sha256: str) -> Iterator[int]:
+    """Read the whole day, a file at a time; yield how many events each holds. Raises as :func:`read_day`."""
+    for events in _parts(store, day, sha256):
+        yield sum(1 for _ in events)
+
+
+def verify_day(store: ObjectStore, day: date, sha256: str) -> int:
+    """Read the whole day; return how many events it holds. Raises as :func:`read_day`."""
+    return sum(verify_parts(store, day, sha256))
+
+
+def _parts(store: ObjectStore, day: date, sha256: str) -> Iterator[Iterator[ArchivedEvent]]:
+    """Yield the events of each file, to be read to their end before the next."""
     manifest = read_day_manifest(store, day, sha256)
     last: UUID | None = None
+
+    def checked(file: DayFile, path: Path) -> Iterator[ArchivedEvent]:
+        nonlocal last
+        count = 0
+        for event in _events(file, path):
+            count += 1
+            if day_of(event.event_id) != day or (last is not None and event.event_id <= last):
+                raise IntegrityError(f"{file.key}: event {count} is out of order, or not of {day}")
+            last = event.event_id
+            yield event
+        if count != file.events:
+            raise IntegrityError(f"{file.key}: {count} events, the manifest says {file.events}")
+
     with tempfile.TemporaryDirectory(prefix="flywheel-day-") as folder:
         path = Path(folder) / "part"
         for file in manifest.files:
@@ -197,24 +227,7 @@ def read_day(store: ObjectStore, day: date, sha256: str) -> Iterator[ArchivedEve
                 raise IntegrityError(f"{file.key}: {error}") from error
             if path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
                 raise IntegrityError(f"{file.key}: its bytes are not the ones in the manifest")
-            count = 0
-            for event in _events(file, path):
-                count += 1
-                if day_of(event.event_id) != day or (last is not None and event.event_id <= last):
-                    raise IntegrityError(f"{file.key}: event {count} is out of order, or not of {day}")
-                last = event.event_id
-                yield event
-            if count != file.events:
-                raise IntegrityError(f"{file.key}: {count} events, the manifest says {file.events}")
-
-
-def verify_day(store: ObjectStore, day: date, sha256: str) -> int:
-    """Read the whole day; return how many events it holds. Raises as :func:`read_day`."""
-    return _count(read_day(store, day, sha256))
-
-
-def _count(events: Iterable[ArchivedEvent]) -> int:
-    return sum(1 for _ in events)
+            yield checked(file, path)
 
 
 def _events(file: DayFile, path: Path) -> Iterator[ArchivedEvent]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -227,6 +227,46 @@ async def test_what_the_store_did_not_keep_is_not_dropped(pool: asyncpg.Pool) ->
         await keeper(pool, Forgetful()).cycle()
     assert (await state(pool, OLD)).state == "sealed"
     assert await pool.fetchval("SELECT count(*) FROM events") == 4
+
+
+class Read(MemoryObjectStore):
+    """Notes every file that is read, and calls ``seen`` then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+        self.seen: Callable[[], object] = lambda: None
+
+    def download(self, key: str, path: Any) -> None:
+        super().download(key, path)
+        self.read.append(key)
+        self.seen()
+
+
+async def test_a_stop_waits_for_no_more_than_one_file_and_the_next_try_reads_each_once(
+    pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_PART_EVENTS", 1)
+    await make(pool, OLD)
+    await store_settled(pool, "t", OLD)
+    objects, stop = Read(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    files = [naming.day_data(OLD, number) for number in range(4)]
+
+    async def stop_now() -> None:
+        stop.set()
+
+    objects.seen = lambda: asyncio.run_coroutine_threadsafe(stop_now(), loop).result()
+    await keeper(pool, objects).run(stop)  # written, and stopped while it is read back
+    assert (objects.read, (await state(pool, OLD)).state) == (files[:1], "sealed")
+    stop.clear()
+    await keeper(pool, objects).run(stop)  # found whole, and stopped while that is read
+    assert (objects.read, (await state(pool, OLD)).state) == (files[:1] * 2, "sealed")
+    objects.read.clear()
+    objects.seen = lambda: None
+    await keeper(pool, objects).cycle()
+    assert (objects.read, (await state(pool, OLD)).state) == (files, "dropped")
+    assert len(await archived(pool, objects)) == 4
 
 
 async def test_two_archivers_do_it_once(pool: asyncpg.Pool) -> None:

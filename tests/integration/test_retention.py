@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ from flywheel.storage.memory import MemoryObjectStore
 from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import connect
 from flywheel.storage.s3 import S3ObjectStore
-from services.archiver.days import DayKeeper, overdue
+from services.archiver.days import DayKeeper
 from tests.support.days import dated, days_ago, make, state, store_settled
 from tests.support.processes import ServiceProcesses
 from tests.support.recorded import play, store_play
@@ -229,46 +229,6 @@ async def test_what_the_store_did_not_keep_is_not_dropped(pool: asyncpg.Pool) ->
     assert await pool.fetchval("SELECT count(*) FROM events") == 4
 
 
-class Read(MemoryObjectStore):
-    """Notes every file that is read, and calls ``seen`` then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[str] = []
-        self.seen: Callable[[], object] = lambda: None
-
-    def download(self, key: str, path: Any) -> None:
-        super().download(key, path)
-        self.read.append(key)
-        self.seen()
-
-
-async def test_a_stop_waits_for_no_more_than_one_file_and_the_next_try_reads_each_once(
-    pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(archive, "_PART_EVENTS", 1)
-    await make(pool, OLD)
-    await store_settled(pool, "t", OLD)
-    objects, stop = Read(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    files = [naming.day_data(OLD, number) for number in range(4)]
-
-    async def stop_now() -> None:
-        stop.set()
-
-    objects.seen = lambda: asyncio.run_coroutine_threadsafe(stop_now(), loop).result()
-    await keeper(pool, objects).run(stop)  # written, and stopped while it is read back
-    assert (objects.read, (await state(pool, OLD)).state) == (files[:1], "sealed")
-    stop.clear()
-    await keeper(pool, objects).run(stop)  # found whole, and stopped while that is read
-    assert (objects.read, (await state(pool, OLD)).state) == (files[:1] * 2, "sealed")
-    objects.read.clear()
-    objects.seen = lambda: None
-    await keeper(pool, objects).cycle()
-    assert (objects.read, (await state(pool, OLD)).state) == (files, "dropped")
-    assert len(await archived(pool, objects)) == 4
-
-
 async def test_two_archivers_do_it_once(pool: asyncpg.Pool) -> None:
     await make(pool, *(days_ago(ago) for ago in range(40, 46)))
     for ago in range(40, 46):
@@ -308,18 +268,3 @@ async def test_an_archiver_that_is_killed_is_continued_by_the_next(
     assert 'flywheel_archiver_event_days{state="dropped"} 20.0' in shown
     assert await archiver.stop() == 0
     await pool.close()
-
-
-def test_a_day_is_overdue_once_its_youngest_event_is() -> None:
-    def known(ago: int, state: str = "open") -> days.Day:
-        return days.Day(days_ago(ago), state, *(None,) * 9)
-
-    listed = [known(40, "dropped"), known(33, "sealed"), known(31), known(30), known(-1)]
-    assert [day.day for day in overdue(listed, 30, today())] == [days_ago(33), days_ago(31)]
-    assert overdue(listed, None, today()) == []
-
-
-def test_retention_below_that_of_the_topic_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match=r"must be more than 7 days: flywheel.events is kept for so long"):
-        ArchiverSettings(retention_days=7)
-    assert ArchiverSettings(retention_days=8).retention_days == 8

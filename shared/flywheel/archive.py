@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from datetime import date, datetime
 from pathlib import Path
@@ -190,7 +190,7 @@ def read_day(store: ObjectStore, day: date, sha256: str) -> Iterator[ArchivedEve
         yield from events
 
 
-def verify_parts(store: ObjectStore, day: date, sha256: str) -> Iterator[int]:
+def verify_parts(store: ObjectStore, day: date, sha256: str) -> Generator[int, None, None]:
     """Read the whole day, a file at a time; yield how many events each holds. Raises as :func:`read_day`."""
     for events in _parts(store, day, sha256):
         yield sum(1 for _ in events)

@@ -177,6 +177,6 @@ async def test_a_missing_topic_is_made_with_as_many_copies_as_were_asked_for(
     running = asyncio.create_task(app.run(stop))
     said = await eventually(lambda: health.ready_report().problems.get("kafka"))
     stop.set()
-    assert "InvalidReplicationFactor" in said  # there is one broker
+    assert said and "InvalidReplicationFactor" in said  # there is one broker
     with pytest.raises(Stopped):
         await running

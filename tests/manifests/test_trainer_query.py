@@ -33,6 +33,7 @@ async def states(conn: asyncpg.Connection) -> tuple[set[str], set[str]]:
     ended = await conn.fetchval(
         "SELECT pg_get_expr(indpred, indrelid) FROM pg_index WHERE indexrelid = 'training_jobs_unfinished'::regclass"
     )
+    assert possible is not None and ended is not None
     return set(re.findall(r"'(\w+)'", possible)), set(re.findall(r"'(\w+)'", ended))
 
 

@@ -8,7 +8,7 @@ with its announcement.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
 from flywheel.waiting import first_of
 from services.trainer import store
+from services.trainer.ledger import Counts
 from services.trainer.protocol import Done, Failed, Skipped, Stage, Steps
 from services.trainer.scoring.batch import BatchScoring
 from services.trainer.store import Claimed
@@ -246,7 +247,7 @@ class Trainer:
         _log.info("job skipped", reason=skipped.reason, message=skipped.message, counts=skipped.counts)
         return True
 
-    async def _again_or_never(self, job: Claimed, error: str, counts: dict[str, dict[str, int]]) -> bool:
+    async def _again_or_never(self, job: Claimed, error: str, counts: Counts) -> bool:
         if job.attempt >= self._settings.attempts:
             return await self._failed(job, f"failed in try {job.attempt}: {error}", counts)
         _log.error("try failed", attempt=job.attempt, of=self._settings.attempts, error=error, retry_in_s=_RETRY_S)
@@ -254,7 +255,7 @@ class Trainer:
             lambda: store.put_back(self._pool, job, error=error, wait_s=_RETRY_S, counts_as_attempt=True)
         )
 
-    async def _failed(self, job: Claimed, error: str, counts: dict[str, dict[str, int]]) -> bool:
+    async def _failed(self, job: Claimed, error: str, counts: Counts) -> bool:
         if not await self._durably(lambda: store.fail(self._pool, job, error, counts)):
             return False
         metrics.TRAINING_JOBS.labels("failed").inc()
@@ -267,7 +268,7 @@ class Trainer:
         )
 
 
-def _count_dropped(counts: Mapping[str, Mapping[str, int]]) -> None:
+def _count_dropped(counts: Counts) -> None:
     for kind in ("trajectories", "calls", "rows"):
         for reason, count in counts[f"{kind}_dropped"].items():
             metrics.TRAINING_DROPPED.labels(kind, reason).inc(count)

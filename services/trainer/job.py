@@ -23,6 +23,8 @@ from flywheel.settings import TrainerSettings
 from flywheel.storage.objects import ObjectStore
 from services.trainer import models, rows, training
 from services.trainer.advantages import Scored, group_advantages
+from services.trainer.calls import Rules
+from services.trainer.ledger import Counts, Ledger
 from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
 
 Reporter = Callable[[Stage | Steps], None]
@@ -37,7 +39,7 @@ def run(
     settings: TrainerSettings,
     store: ObjectStore,
     cache: Path,
-    ledger: rows.Ledger,
+    ledger: Ledger,
     report: Reporter,
 ) -> Done | Skipped:
     """Do the job and return what to announce, or that there was nothing to learn; ``ledger`` is filled on the way,
@@ -51,13 +53,15 @@ def run(
     parent = artifacts.fetch(store, order.parent.artifact, cache)
     _keep_only(parent)
     model, tokenizer = models.load(parent)
-    rules = rows.Rules(
+    rules = Rules(
         current=order.parent.policy,
         policies=order.policies,
         max_staleness=settings.max_staleness,
         temperature=settings.temperature,
         vocabulary=models.vocabulary(model),
+        started_at=order.started_at,
         max_tokens=models.longest(model),
+        max_age_s=settings.max_age_s,
     )
     batch, rewards = _read(order, store, rules, ledger)
     if (silent := _no_signal(batch, ledger)) is not None:
@@ -94,9 +98,7 @@ def libraries() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _read(
-    order: Order, store: ObjectStore, rules: rows.Rules, ledger: rows.Ledger
-) -> tuple[list[rows.Row], list[float]]:
+def _read(order: Order, store: ObjectStore, rules: Rules, ledger: Ledger) -> tuple[list[rows.Row], list[float]]:
     """Return the rows of the batch with their advantages, and the rewards that these were made from."""
     manifest, trajectories = read_batch(store, order.manifest, order.manifest_sha256)
     if manifest.batch_id != order.batch_id:
@@ -119,7 +121,7 @@ def _read(
     return batch, [one.reward for one in scored.values()]
 
 
-def _no_signal(batch: list[rows.Row], ledger: rows.Ledger) -> str | None:
+def _no_signal(batch: list[rows.Row], ledger: Ledger) -> str | None:
     """Return why nothing can be learned from a sound batch; None when something can.
 
     Raises PoisonError ``no_trainable_rows`` for one without rows, unless nothing but the lack of a comparison is to
@@ -135,7 +137,7 @@ def _no_signal(batch: list[rows.Row], ledger: rows.Ledger) -> str | None:
     raise PoisonError("no_trainable_rows", f"no trainable rows: {_why(ledger)}")
 
 
-def _why(ledger: rows.Ledger) -> str:
+def _why(ledger: Ledger) -> str:
     dropped = {
         "trajectories": ledger.trajectories_dropped,
         "calls": ledger.calls_dropped,
@@ -149,7 +151,7 @@ def _words(counts: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def _lineage(order: Order, settings: TrainerSettings, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _lineage(order: Order, settings: TrainerSettings, counts: Counts) -> dict[str, Any]:
     return {
         "origin": "trained",
         "channel": order.channel,

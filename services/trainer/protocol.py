@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from flywheel.messages import Artifact
 from flywheel.settings import TrainerSettings
-from services.trainer.rows import Policy
+from services.trainer.calls import Policy
+from services.trainer.ledger import Counts
 
 
 class _Line(BaseModel):
@@ -61,6 +62,7 @@ class Order(_Line):
     manifest: str
     manifest_sha256: str
     model_id: str = Field(description="id that the new model shall have")
+    started_at: AwareDatetime = Field(description="when the job was first taken up, by the database's clock")
     parent: Parent
     policies: dict[str, Policy] = Field(description="every version of the channel")
     scores: Scores | None = Field(default=None, description="none: the recorded reward is the score")
@@ -94,7 +96,7 @@ class Done(_Line):
 
     kind: Literal["done"] = "done"
     artifact: Artifact
-    counts: dict[str, dict[str, int]]
+    counts: Counts
     metrics: dict[str, Any]
 
 
@@ -104,7 +106,7 @@ class Skipped(_Line):
     kind: Literal["skipped"] = "skipped"
     reason: Literal["no_signal"]
     message: str
-    counts: dict[str, dict[str, int]]
+    counts: Counts
 
 
 class Failed(_Line):
@@ -114,7 +116,7 @@ class Failed(_Line):
     error: Literal["poison", "transient", "fatal", "unexpected"]
     reason: str
     message: str
-    counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    counts: Counts = Field(default_factory=dict)
 
 
 Report = Annotated[Ready | Stage | Steps | Done | Skipped | Failed, Field(discriminator="kind")]

@@ -19,8 +19,8 @@ from flywheel.messages import Artifact, BatchReady, ModelTrained
 from flywheel.storage.postgres import Connection
 from flywheel.stream.outbox import enqueue
 from flywheel.topics import MODELS
+from services.trainer.calls import Policy
 from services.trainer.protocol import Done, Order, Parent, Skipped
-from services.trainer.rows import Policy
 
 #: One decision at a time about who takes which job.
 _CLAIM_LOCK = 0x7472616E  # "tran"
@@ -86,15 +86,16 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
             return None
         policies = await _policies(conn, job["channel"])
         token = str(uuid7())
-        attempt = await conn.fetchval(
+        taken = await conn.fetchrow(
             """UPDATE training_jobs
                   SET status = 'preparing', claim = $2, claim_until = clock_timestamp() + $3::interval,
                       attempt = attempt + 1, parent_version = $4, steps_done = 0, steps_total = 0, groups_scored = 0,
                       groups_total = 0, not_before = NULL,
                       started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp()
-                WHERE job_id = $1 RETURNING attempt""",
+                WHERE job_id = $1 RETURNING attempt, started_at""",
             job["job_id"], token, timedelta(seconds=lease_s), job["version"],
         )  # fmt: skip
+    assert taken is not None, "the job was found in this transaction"
     parent = Parent(
         version=job["version"],
         policy=policies[job["version"]],
@@ -104,8 +105,9 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
     order = Order(
         job_id=job["job_id"], batch_id=job["batch_id"], channel=job["channel"], manifest=job["manifest"],
         manifest_sha256=job["manifest_sha256"], model_id=str(uuid7()), parent=parent, policies=policies,
+        started_at=taken["started_at"],
     )  # fmt: skip
-    return Claimed(token, attempt, order)
+    return Claimed(token, taken["attempt"], order)
 
 
 async def renew(

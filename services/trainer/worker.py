@@ -23,8 +23,8 @@ from flywheel import log
 from flywheel.errors import EXIT_FATAL, FatalError, PoisonError, TransientError
 from flywheel.settings import Connections
 from flywheel.storage.s3 import S3ObjectStore
+from services.trainer.ledger import Ledger
 from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Skipped
-from services.trainer.rows import Ledger
 
 _PR_SET_PDEATHSIG = 1
 

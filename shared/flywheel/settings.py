@@ -175,6 +175,10 @@ class TrainerSettings(Section):
     max_staleness: int = Field(
         default=4, ge=0, description="rows sampled more than this many versions ago are dropped and counted"
     )
+    max_age_s: Seconds | None = Field(
+        default=None,
+        description="rows sampled longer than this before the job began are dropped and counted; none: no such bound",
+    )
     attempts: int = Field(default=3, ge=1, description="tries before a job is failed")
     lease_s: Seconds = Field(
         default=10.0, description="a job whose trainer has been silent for this long is taken up again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +13,8 @@ from flywheel.events import Event
 from flywheel.messages import Artifact, BatchReady
 from flywheel.scoring_settings import ScoringSettings
 from flywheel.storage.memory import MemoryObjectStore
+from services.trainer.calls import Policy
 from services.trainer.protocol import Order, Parent, Scores
-from services.trainer.rows import Policy
 from services.trainer.scoring.batch import BatchScoring
 from tests.support.judge import Judge
 from tests.support.scoring import attempt
@@ -59,6 +60,7 @@ def order(ready: BatchReady) -> Order:
     return Order(
         job_id="j", batch_id=ready.batch_id, channel=ready.channel, manifest=ready.manifest,
         manifest_sha256=ready.manifest_sha256, model_id="n", policies={"1.0.0": policy},
+        started_at=datetime.now(UTC),
         parent=Parent(version="1.0.0", policy=policy, artifact=artifact),
     )  # fmt: skip
 

@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel.events import Event, Failure, LLMCall, Sampling, Step, TrajectoryEnded, TrajectoryStarted
-from flywheel.trajectory import Trajectory, assemble
-from services.trainer.rows import CallDropped, Ledger, NotTrained, Policy, Row, RowDropped, Rules, build, chain
-
-RULES = Rules(
-    current=Policy(5, 1),
-    policies={
-        "1.0.0": Policy(1, 1), "1.2.0": Policy(3, 1), "1.3.0": Policy(4, 1), "1.4.0": Policy(5, 1),
-        "2.0.0": Policy(6, 2),
-    },
-    max_staleness=2,
-    temperature=1.0,
-    vocabulary=10_000,
-    max_tokens=40,
-)  # fmt: skip
-
-
-def call(prompt: Sequence[int], completion: Sequence[int], version: str | None = None, **values: Any) -> LLMCall:
-    fields: dict[str, Any] = {
-        "prompt_token_ids": list(prompt),
-        "completion_token_ids": list(completion),
-        "completion_logprobs": [-0.01 * token for token in completion],
-        **values,
-    }
-    return LLMCall(trajectory_id="t", agent_id="a", seq=0, model="m", model_version=version, **fields)
-
-
-def trajectory(*calls: LLMCall, reward: float | None = 1.0, **values: Any) -> Trajectory:
-    """One attempt with these calls; ``ended`` and ``started`` fields by name."""
-    started = {key: values.pop(key) for key in ("split", "model_version", "group_id") if key in values}
-    common: dict[str, Any] = {"trajectory_id": "t", "agent_id": "a"}
-    events: list[Event] = [TrajectoryStarted(**common, seq=0, scenario_id="s", **{"model_version": "1.4.0", **started})]
-    for each in calls:
-        events.append(each.model_copy(update={"seq": len(events)}))
-    events.append(Step(**common, seq=len(events), step=0, reward=reward))
-    events.append(TrajectoryEnded(**common, seq=len(events) + values.pop("gap", 0), **values))
-    return assemble(events, revision=1)
-
-
-def sampled(row: Row) -> list[int]:
-    return [token for token, mine in zip(row.tokens, row.sampled, strict=True) if mine]
+from flywheel.events import Failure, Sampling
+from flywheel.trajectory import assemble
+from services.trainer.calls import CallDropped, Sampled
+from services.trainer.ledger import Ledger
+from services.trainer.rows import NotTrained, RowDropped, build, chain
+from tests.support.calls import NOW, RULES, call, drawn, sampled, trajectory
 
 
 def test_a_conversation_becomes_one_row() -> None:
-    rows = chain("t", [(call([1, 2], [3, 4]), 4), (call([1, 2, 3, 4, 5], [6]), 5)])
+    rows = chain("t", [drawn([1, 2], [3, 4], 4), drawn([1, 2, 3, 4, 5], [6], 5)])
     (row,) = rows
     assert row.tokens == [1, 2, 3, 4, 5, 6]
     assert row.sampled == [0, 0, 1, 1, 0, 1]
@@ -63,27 +29,26 @@ def test_a_conversation_becomes_one_row() -> None:
 
 
 def test_rewritten_history_forks_a_row_and_trains_nothing_twice() -> None:
-    first, second = chain("t", [(call([1, 2], [3, 9, 4]), 1), (call([1, 2, 3, 4, 5], [6]), 1)])
+    first, second = chain("t", [drawn([1, 2], [3, 9, 4]), drawn([1, 2, 3, 4, 5], [6])])
     assert (first.tokens, sampled(first)) == ([1, 2, 3, 9, 4], [3, 9, 4])
     assert (second.tokens, sampled(second)) == ([1, 2, 3, 4, 5, 6], [6])
 
 
 def test_two_conversations_side_by_side_become_two_rows() -> None:
-    calls = [call([1], [2]), call([7], [8]), call([1, 2, 3], [4]), call([7, 8, 9], [5])]
-    rows = chain("t", [(each, 1) for each in calls])
+    rows = chain("t", [drawn([1], [2]), drawn([7], [8]), drawn([1, 2, 3], [4]), drawn([7, 8, 9], [5])])
     assert [row.tokens for row in rows] == [[1, 2, 3, 4], [7, 8, 9, 5]]
 
 
 def test_a_repeated_prompt_is_another_sample_and_another_row() -> None:
-    rows = chain("t", [(call([1], [2]), 1), (call([1], [3]), 1)])
+    rows = chain("t", [drawn([1], [2]), drawn([1], [3])])
     assert [sampled(row) for row in rows] == [[2], [3]]
 
 
 @st.composite
-def conversations(draw: st.DrawFn) -> list[tuple[LLMCall, int]]:
+def conversations(draw: st.DrawFn) -> list[Sampled]:
     """Calls whose prompts continue, cut, or change what was said before. Every sampled token is unique."""
     said: list[list[int]] = [[]]
-    calls: list[tuple[LLMCall, int]] = []
+    calls: list[Sampled] = []
     fresh = iter(range(1000, 10_000))
     for _ in range(draw(st.integers(1, 8))):
         history = list(draw(st.sampled_from(said)))
@@ -92,35 +57,35 @@ def conversations(draw: st.DrawFn) -> list[tuple[LLMCall, int]]:
             history = draw(st.sampled_from([history[:at], [*history[:at], *history[at + 1 :]]]))
         prompt = [*history, *draw(st.lists(st.integers(0, 3), min_size=0 if history else 1, max_size=3))]
         completion = [next(fresh) for _ in range(draw(st.integers(1, 4)))]
-        calls.append((call(prompt, completion, completion_logprobs=[-0.5] * len(completion)), draw(st.integers(1, 5))))
+        calls.append(drawn(prompt, completion, draw(st.integers(1, 5)), logprobs=[-0.5] * len(completion)))
         said.append(prompt + completion)
     return calls
 
 
 @given(conversations())
-def test_every_sampled_token_is_trained_once_after_its_own_prompt(calls: list[tuple[LLMCall, int]]) -> None:
+def test_every_sampled_token_is_trained_once_after_its_own_prompt(calls: list[Sampled]) -> None:
     rows = chain("t", calls)
     assert sorted(token for row in rows for token in sampled(row)) == sorted(
-        token for each, _ in calls for token in each.completion_token_ids or []
+        token for each in calls for token in each.completion
     )
     for row in rows:
         assert len(row.tokens) == len(row.sampled) == len(row.logprobs) == len(row.versions)
-    for each, version in calls:
-        prompt, completion = each.prompt_token_ids or [], each.completion_token_ids or []
+    for each in calls:
+        prompt, completion = each.prompt, each.completion
         end = len(prompt) + len(completion)
         (home,) = [row for row in rows if completion[0] in sampled(row)]
         assert home.tokens[:end] == prompt + completion
         assert home.sampled[len(prompt) : end] == [1] * len(completion)
-        assert home.logprobs[len(prompt) : end] == each.completion_logprobs
-        assert home.versions[len(prompt) : end] == [version] * len(completion)
+        assert home.logprobs[len(prompt) : end] == each.logprobs
+        assert home.versions[len(prompt) : end] == [each.version] * len(completion)
 
 
 @given(conversations())
-def test_rows_are_as_few_as_their_forks(calls: list[tuple[LLMCall, int]]) -> None:
+def test_rows_are_as_few_as_their_forks(calls: list[Sampled]) -> None:
     """A row begins only with a call that no row so far can take."""
     for upto in range(1, len(calls) + 1):
         before, after = chain("t", calls[: upto - 1]), chain("t", calls[:upto])
-        fits = any(row.continues_in(calls[upto - 1][0].prompt_token_ids or []) for row in before)
+        fits = any(row.continues_in(calls[upto - 1].prompt) for row in before)
         assert len(after) == len(before) + (not fits)
 
 
@@ -220,3 +185,24 @@ def test_the_ledger_adds_up() -> None:
     assert counts["calls_dropped"] == {"no_logprobs": 1}
     assert counts["rows"] == {"built": 3, "forked": 1, "used": 3}
     assert counts["tokens"] == {"context": 5, "trained": 4}
+    assert counts["tokens_by_version"] == {"1.4.0": 4}
+
+
+def test_a_token_keeps_its_own_policy_where_a_row_has_several() -> None:
+    ledger = Ledger()
+    (row,) = build(trajectory(call([1], [2, 3], "1.3.0"), call([1, 2, 3, 4], [5], "1.4.0")), RULES, ledger)
+    assert [v for v, mine in zip(row.versions, row.sampled, strict=True) if mine] == [4, 4, 5]
+    assert ledger.tokens_by_version == {"1.3.0": 2, "1.4.0": 1}
+
+
+@pytest.mark.parametrize(("age_s", "kept"), [(59, True), (60, True), (61, False), (-10, True)])
+def test_a_row_with_a_token_sampled_too_long_ago_is_dropped_whole(age_s: int, kept: bool) -> None:
+    rules, ledger = dataclasses.replace(RULES, max_age_s=60.0), Ledger()
+    old = call([1], [2], time=NOW - timedelta(seconds=age_s))
+    rows = build(trajectory(old, call([1, 2, 3], [4], time=NOW)), rules, ledger)
+    assert bool(rows) == kept
+    assert ledger.rows_dropped == ({} if kept else {RowDropped.TOO_OLD: 1})
+
+
+def test_age_is_no_reason_without_a_bound() -> None:
+    assert build(trajectory(call([1], [2], time=NOW - timedelta(days=3000))), RULES, Ledger())

@@ -21,11 +21,12 @@ from flywheel.batches import read_batch
 from flywheel.errors import PoisonError
 from flywheel.settings import TrainerSettings
 from flywheel.storage.objects import ObjectStore
-from services.trainer import models, rows, training
+from services.trainer import models, recompute, rows, training
 from services.trainer.advantages import Scored, group_advantages
 from services.trainer.calls import Rules
 from services.trainer.ledger import Counts, Ledger
 from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
+from services.trainer.rendering import Renderer
 
 Reporter = Callable[[Stage | Steps], None]
 
@@ -53,6 +54,7 @@ def run(
     parent = artifacts.fetch(store, order.parent.artifact, cache)
     _keep_only(parent)
     model, tokenizer = models.load(parent)
+    renderer = Renderer(tokenizer, models.ends(model, tokenizer))
     rules = Rules(
         current=order.parent.policy,
         policies=order.policies,
@@ -62,10 +64,13 @@ def run(
         started_at=order.started_at,
         max_tokens=models.longest(model),
         max_age_s=settings.max_age_s,
+        restore=renderer.restore if settings.text_only == "recompute" else None,
     )
     batch, rewards = _read(order, store, rules, ledger)
     if (silent := _no_signal(batch, ledger)) is not None:
         return Skipped(reason="no_signal", message=silent, counts=ledger.as_dict())
+    training.to_device(model, settings)
+    recompute.fill(model, batch, settings.temperature)
     prepared = time.monotonic()
 
     report(Stage(status="training"))

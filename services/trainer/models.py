@@ -36,6 +36,13 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens at which the model's generation stops by itself."""
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    several = generation if isinstance(generation, list) else [generation]
+    return {int(end) for end in (*several, tokenizer.eos_token_id) if isinstance(end, int)}
+
+
 def longest(model: PreTrainedModel) -> int | None:
     """Return the most tokens the model can read, None where its configuration sets no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -56,6 +56,12 @@ def on_cpu(settings: TrainerSettings) -> bool:
     return settings.device == "cpu" or not torch.cuda.is_available()
 
 
+def to_device(model: PreTrainedModel, settings: TrainerSettings) -> None:
+    """Move ``model`` to where it will be trained. Raises PoisonError ``no_device``."""
+    if not on_cpu(settings):
+        model.to(torch.device("cuda"))  # type: ignore[arg-type] - transformers wraps it
+
+
 def micro_batches(rows: int, settings: TrainerSettings) -> int:
     """Return how many micro-batches one pass takes: all rows, the last one padded, whole optimizer steps only."""
     wanted = math.ceil(rows / settings.micro_batch)

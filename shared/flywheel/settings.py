@@ -179,6 +179,11 @@ class TrainerSettings(Section):
         default=None,
         description="rows sampled longer than this before the job began are dropped and counted; none: no such bound",
     )
+    text_only: Literal["quarantine", "recompute"] = Field(
+        default="quarantine",
+        description="calls without token ids or log-probabilities; quarantine: dropped and counted; recompute: ids by "
+        "the model's chat template, log-probabilities where the model that sampled is the one training starts from",
+    )
     attempts: int = Field(default=3, ge=1, description="tries before a job is failed")
     lease_s: Seconds = Field(
         default=10.0, description="a job whose trainer has been silent for this long is taken up again"

@@ -17,7 +17,7 @@ from flywheel.stream.record import Record
 from flywheel.topics import EVENTS
 from services.recorder.decode import decode
 from services.recorder.ledger import store as ledger_store
-from services.recorder.ledger.store import share
+from services.recorder.ledger.store import exclude, share
 from services.recorder.outcomes import store as outcome_store
 from services.recorder.store import prepare
 from tests.support.judged import Transactions, outcome
@@ -169,6 +169,34 @@ async def test_an_outcome_does_not_hold_up_events_behind_a_batch_that_hangs(
         assert transient(caught.value)
         await recorder.store(played(name, scenario))
     assert (await recorder.row(name))["status"] == "completed"
+
+
+async def test_who_falls_silent_while_it_holds_events_up_is_ended_by_the_server(
+    recorder: Transactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_store, "_SILENCE_MS", 300)
+    name = unique("t")
+    async with recorder.pool.acquire() as conn:
+        cut_off = conn.transaction()
+        await cut_off.start()
+        await exclude(conn)  # and nothing more is heard of it
+        await asyncio.wait_for(recorder.store(played(name, unique("s"))), 30)
+        assert (await recorder.row(name))["status"] == "completed"
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - which error, depends on when the driver looks
+            await conn.execute("SELECT 1")
+        assert transient(caught.value)
+
+
+async def test_a_connection_is_given_up_by_the_server_when_the_network_cuts_it_off(database: str) -> None:
+    wanted = {
+        "tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "30000", "idle_in_transaction_session_timeout": "60000",
+    }  # fmt: skip
+    async with await connect(database, idle_in_transaction_s=60) as pool:
+        query = "SELECT name, reset_val FROM pg_settings WHERE name = ANY($1::text[])"
+        assert dict(await pool.fetch(query, list(wanted))) == wanted
+    async with await connect(database) as pool:
+        assert await pool.fetchval("SHOW idle_in_transaction_session_timeout") == "0"
 
 
 async def test_a_conflict_names_the_record_and_nothing_is_written(recorder: Transactions) -> None:

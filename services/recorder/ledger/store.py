@@ -29,6 +29,9 @@ _LOCK = 0x6F757463  # "outc"
 #: Longest wait for batches of events that are being stored.
 _PATIENCE_MS = 2000
 
+#: Longest silence of who holds events up: a process that the network cut off, or that sleeps, is ended by the server.
+_SILENCE_MS = 5000
+
 #: Steps in memory at once. One may have the size of the largest event.
 _PREFETCH = 50
 
@@ -47,7 +50,9 @@ async def exclude(conn: Any) -> None:
     Raises a transient error when it would have to wait for long: everybody who stores events waits behind us, and the
     one that we wait for may be a process that the network cut off in the middle of a batch.
     """
-    await conn.execute(f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms'")
+    await conn.execute(
+        f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms'; SET LOCAL idle_in_transaction_session_timeout = '{_SILENCE_MS}ms'"
+    )
     await conn.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
 
 

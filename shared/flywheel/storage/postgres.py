@@ -25,6 +25,14 @@ _CONNECT_TIMEOUT_S = 10.0
 #: make indexes, and one that is cut short begins again from nothing.
 _MIGRATION_TIMEOUT_S = 24 * 3600.0
 
+#: What every connection asks of the server. One whose client the network cut off still holds its locks, and everybody
+#: waits for them: the server looks after 10 s, and gives it up within half a minute, not after the system's two hours.
+_SERVER_SETTINGS = {
+    "application_name": "flywheel", "jit": "off", "timezone": "UTC",
+    "tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}  # fmt: skip
+
 _TRANSIENT = (
     TransientError,
     OSError,
@@ -36,6 +44,7 @@ _TRANSIENT = (
     asyncpg.LockNotAvailableError,           # 55P03
     asyncpg.PostgresSystemError,             # 58: an I/O error of the server
     asyncpg.ReadOnlySQLTransactionError,     # 25006: a failover is under way, this is the old primary
+    asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03: we were cut off, or asleep, in the middle of a transaction
 )  # fmt: skip
 
 
@@ -45,8 +54,9 @@ def transient(error: BaseException) -> bool:
         return True
     if isinstance(error, asyncpg.InternalClientError):
         return True  # its protocol lost its place: the server said goodbye while we held the connection, idle
-    # asyncpg says so when the connection or pool went away between two statements; it has no class of its own for that
-    return type(error) is asyncpg.InterfaceError and "clos" in str(error)
+    # asyncpg says so when the connection or pool went away between two statements; it has no class of its own for that.
+    # A pool takes back at once what the server ended while we held it.
+    return type(error) is asyncpg.InterfaceError and any(words in str(error) for words in ("clos", "has been released"))
 
 
 def data_error(error: BaseException) -> bool:
@@ -59,11 +69,19 @@ def data_error(error: BaseException) -> bool:
 
 
 async def connect(
-    dsn: str, *, min_size: int = 1, max_size: int = 4, init: Callable[[Any], Awaitable[None]] | None = None
-) -> asyncpg.Pool:
-    """Return a pool for ``dsn`` (a connection URL); ``init`` prepares each connection once. Raises TransientError
-    while the server is away, FatalError when it refuses us.
+    dsn: str, *, min_size: int = 1, max_size: int = 4, init: Callable[[Any], Awaitable[None]] | None = None,
+    idle_in_transaction_s: float | None = None,
+) -> asyncpg.Pool:  # fmt: skip
+    """Return a pool for ``dsn`` (a connection URL); ``init`` prepares each connection once. A connection that sends
+    nothing for ``idle_in_transaction_s`` within a transaction (None: however long) is ended by the server.
+
+    Raises TransientError while the server is away, FatalError when it refuses us.
     """
+    limit = (
+        {}
+        if idle_in_transaction_s is None
+        else {"idle_in_transaction_session_timeout": str(round(idle_in_transaction_s * 1000))}
+    )
     try:
         return await asyncpg.create_pool(
             dsn,
@@ -72,7 +90,7 @@ async def connect(
             init=init,
             timeout=_CONNECT_TIMEOUT_S,
             command_timeout=_COMMAND_TIMEOUT_S,
-            server_settings={"application_name": "flywheel", "jit": "off", "timezone": "UTC"},
+            server_settings={**_SERVER_SETTINGS, **limit},
         )
     except Exception as error:
         if transient(error):

@@ -29,14 +29,20 @@ _GROUP = "flywheel-recorder"
 _OUTCOMES_GROUP = "flywheel-recorder-outcomes"
 #: No event is stored while a batch of outcomes is: it is kept short.
 _OUTCOMES_AT_ONCE = 200
-#: Connections: a batch of each loop, both brakes, the relay, and what runs now and then.
-_POOL = 6
+#: Of a topic with a few records a day: the events' window would take years to fill.
+_OUTCOMES_DEAD_WINDOW = 100
+#: Connections: a batch of each loop, both brakes, the relay, what applies outcomes, what closes the silent, what makes
+#: days ahead. So none of them ever waits for another.
+_POOL = 8
+#: Longest silence within a transaction, in seconds: it holds offsets and trajectories that another process may want.
+_IDLE_S = 60.0
 
 
 async def run(service: Service, connections: Connections, settings: RecorderSettings) -> None:
     """Wire the recorder and run it until the service is asked to stop; publish what is left, then return."""
     pool = await service.until_it_works(
-        "postgres", lambda: postgres.connect(connections.postgres, init=prepare, max_size=_POOL)
+        "postgres",
+        lambda: postgres.connect(connections.postgres, init=prepare, max_size=_POOL, idle_in_transaction_s=_IDLE_S),
     )
     producer = Producer(connections.kafka, client_id=_GROUP)
     try:
@@ -60,7 +66,7 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
         outcomes_loop = EventsLoop(
             connections.kafka, OUTCOMES, _OUTCOMES_GROUP, outcomes,
             dead=DeadLetters(producer, service.name),
-            share=DeadShare(settings.dead_share_limit, settings.dead_window),
+            share=DeadShare(settings.dead_share_limit, _OUTCOMES_DEAD_WINDOW),
             brakes=Brakes(pool, consumer=_OUTCOMES_GROUP, topic=OUTCOMES.name),
             health=apart, batch_records=_OUTCOMES_AT_ONCE, batch_wait_ms=settings.batch_wait_ms,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -83,3 +84,19 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 bound = structlog.contextvars.bound_contextvars
 """Context manager: binds keywords (trajectory_id, batch_id, version) to every log line of the current task."""
+
+
+class Seldom:
+    """Says when something that happens often may be logged again: once in ``every_s`` seconds."""
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s = every_s
+        self._last: float | None = None
+
+    def due(self) -> bool:
+        """Return whether it may be logged now, and take it that it is."""
+        now = time.monotonic()
+        if self._last is not None and now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True

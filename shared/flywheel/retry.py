@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+_BEAT_S = 5.0
 
 
 def backoff(attempt: int, chance: Callable[[], float] = random.random) -> float:
@@ -31,6 +32,22 @@ def backoff(attempt: int, chance: Callable[[], float] = random.random) -> float:
 
 class Stopped(Exception):  # noqa: N818 - not an error: the service was asked to stop while it waited
     """The service was asked to stop before the work could be done."""
+
+
+async def beating(work: Awaitable[Result], *, health: Health, beat: str) -> Result:
+    """Return what ``work`` returns; the loop ``beat`` ticks while it takes its time. For what ends by itself, though
+    late: a database that is frozen lets each statement wait for its timeout, and a restart would mend nothing.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        health.beat(beat)
+        while not (await asyncio.wait({task}, timeout=_BEAT_S))[0]:
+            health.beat(beat)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 async def retry_in_place(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from flywheel import metrics
 from flywheel.health import Health
 from flywheel.log import get_logger
-from flywheel.retry import Stopped, retry_in_place
+from flywheel.retry import Stopped, beating, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
@@ -25,6 +25,7 @@ _log = get_logger(__name__)
 
 #: How often outcomes are looked for that another process stored, and left, in seconds.
 _LOOK_S = 1.0
+_BEAT = "apply"
 
 
 class Outcomes:
@@ -58,16 +59,20 @@ class Outcomes:
             self._news.clear()
             try:
                 await retry_in_place(
-                    lambda: self._drain(stop), transient=transient, health=self._health, check="postgres", stop=stop
+                    lambda: beating(self._drain(stop), health=self._health, beat=_BEAT),
+                    transient=transient,
+                    health=self._health,
+                    check="postgres",
+                    stop=stop,
+                    beat=_BEAT,
                 )
             except Stopped:
                 break
             await self._rest(stop)
-        self._health.retire("apply")
+        self._health.retire(_BEAT)
 
     async def _drain(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            self._health.beat("apply")
             pending = await self._store.pending()
             metrics.OUTCOMES_PENDING.set(pending.count)
             metrics.OUTCOMES_PENDING_AGE.set(pending.oldest_s)

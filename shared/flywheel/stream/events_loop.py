@@ -20,7 +20,7 @@ from flywheel import metrics
 from flywheel.errors import FatalError, PoisonError, TransientError
 from flywheel.health import Health
 from flywheel.log import get_logger
-from flywheel.retry import Stopped, retry_in_place
+from flywheel.retry import Stopped, beating, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream._kafka import grouped_consumer, mapped, to_record
 from flywheel.stream.age import Ages
@@ -204,8 +204,8 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         if partitions:
             begins, ends = await self._bounds(consumer, partitions)
             positions = await retry_in_place(
-                lambda: self._sink.positions(begins), transient=transient, health=self._health, check="postgres",
-                stop=self._stop, beat=_BEAT,
+                lambda: beating(self._sink.positions(begins), health=self._health, beat=_BEAT),
+                transient=transient, health=self._health, check="postgres", stop=self._stop, beat=_BEAT,
             )  # fmt: skip
             for number, position in positions.items():
                 if position > ends[number]:

@@ -82,8 +82,9 @@ class Store:
                 return Written()
             # In the order of the ids, so that two processes with the same events never wait for each other in a circle.
             new = await insert(conn, sorted(first.values(), key=lambda event: event.row.event_id.int))
-            announced = await self._merge(conn, new) if new else []
-            return Written(new, len(events) - len(new), announced)
+            changes, announced = await self._merge(conn, new) if new else (ledger.Changes(), [])
+        changes.count()
+        return Written(new, len(events) - len(new), announced)
 
     async def reached(self) -> dict[int, int]:
         """Return the next offset of every partition, whichever process has it."""
@@ -136,11 +137,10 @@ class Store:
         if len(stored) < len(repeated):
             raise TransientError("an event that was there a moment ago is gone")
 
-    async def _merge(self, conn: Any, events: Sequence[Decoded]) -> list[TrajectoryClosed]:
+    async def _merge(self, conn: Any, events: Sequence[Decoded]) -> tuple[ledger.Changes, list[TrajectoryClosed]]:
         deltas = aggregate(event.delta for event in events)
-        rows = await conn.fetch(sql.UPSERT, *sql.upsert_arguments(deltas))
-        rows = await ledger.settle(conn, rows)
-        return await announce(conn, [row for row in rows if row["revision"]])
+        changes = await ledger.settle(conn, await conn.fetch(sql.UPSERT, *sql.upsert_arguments(deltas)))
+        return changes, await announce(conn, [row for row in changes.rows if row["revision"]])
 
 
 async def prepare(conn: Any) -> None:

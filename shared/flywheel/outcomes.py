@@ -22,9 +22,12 @@ from flywheel.errors import PoisonError
 from flywheel.events import RewardKind
 from flywheel.ids import Identifier, uuid7
 from flywheel.messages import MessageBase
-from flywheel.topics import MAX_EVENT_BYTES
+from flywheel.topics import MAX_OUTCOME_BYTES
 
 SCHEMA_VERSION = 1
+
+#: Each step of every trajectory that an outcome concerns may be held against all of its rules.
+_MAX_RULES = 1_000
 
 Scope = Literal["scenario", "window"]
 
@@ -81,7 +84,7 @@ class Outcome(MessageBase):
     )
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC), description="when it became known")
     facts: dict[str, Any] = Field(default_factory=dict, description="what the world turned out to be")
-    rules: Annotated[list[Rule], Field(max_length=10_000)] = Field(
+    rules: Annotated[list[Rule], Field(max_length=_MAX_RULES)] = Field(
         default_factory=list, description="in order, the first that fits judges"
     )
     retracted: bool = Field(default=False, description="it never was: its reward entries are removed")
@@ -113,8 +116,8 @@ class Outcome(MessageBase):
         """
         if raw is None:
             raise PoisonError("no_value", "a record without a value is no outcome")
-        if len(raw) > MAX_EVENT_BYTES:
-            raise PoisonError("too_large", f"outcome of {len(raw)} bytes; the limit is {MAX_EVENT_BYTES}")
+        if len(raw) > MAX_OUTCOME_BYTES:
+            raise PoisonError("too_large", f"outcome of {len(raw)} bytes; the limit is {MAX_OUTCOME_BYTES}")
         try:
             outcome = cls.model_validate_json(raw, strict=True)
         except ValidationError as error:

@@ -11,6 +11,9 @@ DAY_MS = 24 * 60 * 60 * 1000
 #: the dead letters, whole, with the reason ``too_large``.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 
+#: Largest outcome, in bytes; the same holds for one that is larger.
+MAX_OUTCOME_BYTES = 256 * 1024
+
 #: Largest message the broker accepts. Well above MAX_EVENT_BYTES, so that an oversized event can be kept as a dead
 #: letter (with its headers) instead of being bounced to a producer that may not look.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024

@@ -18,6 +18,7 @@ from flywheel.messages import TrajectoryClosed
 from flywheel.outcomes import Outcome, Rule
 from flywheel.sdk import Recorder
 from flywheel.settings import Connections
+from flywheel.storage.brakes import brakes_on, release
 from flywheel.stream.producer import Producer
 from flywheel.topics import OUTCOMES, TRAJECTORIES
 from tests.support.judged import outcome
@@ -173,6 +174,8 @@ async def test_the_sdk_and_the_command_line_publish_outcomes(
         rules = [{"action": "buy", "value": 2}]
         assert sdk.outcome("m-1", source="sdk", scenario_id=scenario, rules=rules, facts={"resolved": True})
         assert not sdk.outcome("m-1", source="sdk", rules=rules)  # about nothing
+        assert not sdk.outcome("m-1", source="sdk", scenario_id=scenario, facts={"text": "x" * 2**18})
+        assert sdk.stats.dropped == {"invalid": 1, "too_large": 1}
     await total(db, name, 6.0)
     lines = f'{{"scenario_id": "{scenario}", "subject": "m-1", "source": "cli", "rules": [{{"value": 1}}]}}\n\n'
 
@@ -254,3 +257,25 @@ async def test_both_topics_read_again_from_the_start_change_nothing(
     await eventually(read_again)
     await recorder.stop()
     assert await everything() == before
+
+
+async def test_a_hundred_outcomes_that_are_garbage_pause_the_outcomes_and_no_events(
+    recorder: ServiceProcess, producer: Producer, db: asyncpg.Pool
+) -> None:
+    await recorder.start()
+    for number in range(100):
+        await producer.send_and_wait(OUTCOMES.name, f"k{number}", b"garbage")
+
+    def paused() -> bool:
+        return f"outcomes brake {OUTCOMES.name}" in recorder.get("/readyz")[1]
+
+    await eventually(paused)
+    name = unique("t")
+    await publish(producer, play(name, unique("s")))
+    await total(db, name, None, status="completed")
+    async with db.acquire() as conn:
+        (brake,) = await brakes_on(conn)
+        assert (brake.topic, brake.records) == (OUTCOMES.name, 100)
+        assert await release(conn, brake.id, "tester", 200)
+    await eventually(lambda: recorder.get("/readyz")[0] == 200)
+    await recorder.stop()

@@ -16,6 +16,7 @@ from flywheel.exact import exact_sum, rounded_sum
 from flywheel.outcomes import Outcome
 from flywheel.stream.record import Record
 from flywheel.topics import OUTCOMES
+from services.recorder.ledger.cache import OutcomeCache
 from services.recorder.outcomes.decode import Decoded, choose, decode
 
 GOOD: dict[str, Any] = {
@@ -61,7 +62,8 @@ def test_an_outcome_reads_and_is_written_as_it_was() -> None:
         ({"facts": {"price": math.inf}}, "not_json"),
         ({"facts": {"text": "\0"}}, "nul"),
         ({"rules": [{"value": 1, "parameters": {"\0": 1}}]}, "nul"),
-        ({"facts": {"text": "x" * 4 * 2**20}}, "too_large"),
+        ({"facts": {"text": "x" * 256 * 2**10}}, "too_large"),
+        ({"rules": [{"value": 1}] * 1001}, "schema"),
     ],
 )
 def test_what_is_no_outcome_is_refused_with_a_reason(changes: dict[str, Any], reason: str) -> None:
@@ -75,6 +77,34 @@ def test_bytes_that_are_none_are_refused(value: bytes | None, reason: str) -> No
     with pytest.raises(PoisonError) as caught:
         decode(Record(OUTCOMES.name, 0, 0, None, value, (), 0))
     assert caught.value.reason == reason
+
+
+def test_the_largest_that_is_allowed_is_read() -> None:
+    at_most = 256 * 2**10 - len(raw(facts={"text": ""}))
+    assert decoded(facts={"text": "x" * at_most}).outcome.facts
+    assert len(decoded(rules=[{"value": 1}] * 1000).outcome.rules) == 1000
+
+
+def test_outcomes_that_were_read_are_kept_within_bounds_the_last_that_were_asked_for() -> None:
+    bodies = [raw(subject=f"m-{n}", facts={"text": "x" * 1000}).decode() for n in range(100)]
+    cache = OutcomeCache(100_000)
+    for body in bodies:
+        again = cache.read(body)
+        assert cache.read(body) is again is not None
+        cache.read(bodies[0])
+        assert cache.taken <= 100_000
+    first = cache.read(bodies[0])
+    assert cache.read(bodies[0]) is first
+    assert first is not None and first.about == decoded(subject="m-0").about
+    large = OutcomeCache(10)
+    assert large.read(bodies[0]) and large.taken == 0
+
+
+def test_what_a_newer_release_stored_is_known_not_to_be_readable() -> None:
+    body = raw(schema_version=2, weight=1).decode()
+    cache = OutcomeCache(100_000)
+    assert cache.read(body) is None
+    assert cache.read(body) is None and cache.taken > 0
 
 
 def test_a_backslash_before_u0000_is_no_nul() -> None:

@@ -13,6 +13,15 @@ UNION ALL
 SELECT scope, key, body FROM outcomes WHERE scope = 'window' AND key = ANY($2::text[]) AND NOT retracted
 """
 
+#: Not where one is queued that nobody has begun: it is locked until we commit, so whoever takes it sees what we wrote.
+#: One that is under way, or being taken, may have passed that already.
+QUEUE_AGAIN = """
+WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) AS asked (scope, key)),
+     queued AS (SELECT work.scope, work.key FROM outcome_work AS work JOIN asked USING (scope, key)
+                 WHERE work.after = '' FOR KEY SHARE OF work SKIP LOCKED)
+INSERT INTO outcome_work (scope, key) SELECT scope, key FROM asked EXCEPT SELECT scope, key FROM queued
+"""
+
 STEPS = """
 SELECT trajectory_id, step, body FROM events WHERE trajectory_id = ANY($1::text[]) AND kind = 'step'
  ORDER BY trajectory_id, seq, event_id

@@ -4,25 +4,30 @@ The ledger is a function of the stored outcomes and the stored steps. Whoever ad
 events' transaction for the trajectories that it touches, the application of an outcome for those that it judges.
 Neither misses what the other writes: events are stored under the shared form of a lock, outcomes under its exclusive
 form, so that of the two the later sees the earlier.
+
+An outcome that a newer release stored may be one that we cannot read. What it concerns stays as it is, and is queued
+to be brought in line by a recorder that can.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import from_json
 
 from flywheel import metrics
 from flywheel.exact import exact_sum
-from flywheel.log import get_logger
+from flywheel.log import Seldom, get_logger
 from flywheel.outcomes import About, Outcome
 from services.recorder.ledger import statements as sql
+from services.recorder.ledger.cache import OutcomeCache
 from services.recorder.ledger.judging import EntryKey, Judgment
 
 _log = get_logger(__name__)
+_gone_seldom, _newer_seldom = Seldom(), Seldom()
 
 _LOCK = 0x6F757463  # "outc"
 
@@ -35,8 +40,27 @@ _SILENCE_MS = 5000
 #: Steps in memory at once. One may have the size of the largest event.
 _PREFETCH = 50
 
+#: The same outcomes are asked for again and again. Bytes.
+_cache = OutcomeCache(16 * 1024 * 1024)
+
 Row = Mapping[str, Any]
 Entries = dict[EntryKey, float]
+#: Scope and key of outcomes.
+Judged = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a transaction changed in the ledger: the rows of trajectories as they are now, and numbers of entries."""
+
+    rows: Sequence[Row] = ()
+    written: int = 0
+    removed: int = 0
+
+    def count(self) -> None:
+        """Count it, once it is committed."""
+        metrics.OUTCOME_ENTRIES.labels("removed").inc(self.removed)
+        metrics.OUTCOME_ENTRIES.labels("written").inc(self.written)
 
 
 async def share(conn: Any) -> None:
@@ -51,57 +75,82 @@ async def exclude(conn: Any) -> None:
     one that we wait for may be a process that the network cut off in the middle of a batch.
     """
     await conn.execute(
-        f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms'; SET LOCAL idle_in_transaction_session_timeout = '{_SILENCE_MS}ms'"
+        f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms';"
+        f" SET LOCAL idle_in_transaction_session_timeout = '{_SILENCE_MS}ms'"
     )
     await conn.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
 
 
-async def settle(conn: Any, rows: Sequence[Row]) -> list[Row]:
+async def settle(conn: Any, rows: Sequence[Row]) -> Changes:
     """Bring the ledger in line for trajectories that the caller's transaction, under :func:`share`, has just written.
 
-    Returns their rows as they are now. One query where no outcome concerns any of them. ``rows`` need what
+    Returns all their rows as they are now. One query where no outcome concerns any of them. ``rows`` need what
     :data:`services.recorder.ledger.statements.NEEDED` names.
     """
-    changed = {row["trajectory_id"]: row for row in await bring_in_line(conn, rows, revise=False)}
-    return [changed.get(row["trajectory_id"], row) for row in rows]
+    changes = await bring_in_line(conn, rows, revise=False)
+    changed = {row["trajectory_id"]: row for row in changes.rows}
+    return replace(changes, rows=[changed.get(row["trajectory_id"], row) for row in rows])
 
 
-async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> list[Row]:
+async def readable(conn: Any, scope: str, key: str) -> bool:
+    """Return whether this release can read every outcome about a scenario or a window."""
+    scenarios, windows = ([key], []) if scope == "scenario" else ([], [key])
+    return not (await _outcomes(conn, scenarios, windows))[1]
+
+
+async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> Changes:
     """Make the ledger of these trajectories, locked by the caller, what the stored outcomes say; return the rows of
     those that changed, as an announcement has them. With ``revise`` a change is a revision of a closed trajectory.
 
-    Steps that retention removed cannot be judged any more: the entries of such a trajectory stay as they are.
+    Steps that retention removed cannot be judged any more: the entries of such a trajectory stay as they are. So do
+    those that an outcome concerns which we cannot read; they are queued again.
     """
-    outcomes = await _outcomes(conn, rows)
-    judging = {
-        row["trajectory_id"]: [*outcomes["scenario", row["scenario_id"]], *outcomes["window", row["window_id"]]]
-        for row in rows
-    }
-    concerned = {row["trajectory_id"]: row for row in rows if row["outcome_count"] or judging[row["trajectory_id"]]}
+    scenarios = {row["scenario_id"] for row in rows} - {None}
+    outcomes, newer = await _outcomes(conn, list(scenarios), list({row["window_id"] for row in rows}))
+    if newer:
+        await conn.execute(sql.QUEUE_AGAIN, *zip(*sorted(newer), strict=True))
+    judging: dict[str, list[Outcome]] = {}
+    concerned: dict[str, Row] = {}
+    for row in rows:
+        scenario, window = ("scenario", row["scenario_id"]), ("window", row["window_id"])
+        found = [*outcomes.get(scenario, ()), *outcomes.get(window, ())]
+        if newer.isdisjoint((scenario, window)) and (found or row["outcome_count"]):
+            concerned[row["trajectory_id"]] = row
+            judging[row["trajectory_id"]] = found
     if not concerned:
-        return []
+        return Changes()
     judged = {name: Judgment(judging[name]) for name in concerned}
     shown: Counter[str] = Counter()
     async for step in conn.cursor(sql.STEPS, list(concerned), prefetch=_PREFETCH):
         judged[step["trajectory_id"]].show(step["step"], from_json(step["body"]).get("action"))
         shown[step["trajectory_id"]] += 1
-    if gone := [name for name, row in concerned.items() if shown[name] < row["steps"]]:
-        _log.warning("steps are no longer kept: their rewards stay as they are", number=len(gone), first=gone[0])
+    gone = {name for name, row in concerned.items() if shown[name] < row["steps"]}
+    if gone and _gone_seldom.due():
+        _log.warning("steps are no longer kept: their rewards stay as they are", number=len(gone), example=min(gone))
     ledger = await _entries(conn, list(concerned))
     wanted = {name: judgment.entries() for name, judgment in judged.items() if name not in gone}
     return await _change(conn, {name: (ledger[name], entries) for name, entries in wanted.items()}, revise)
 
 
-async def _outcomes(conn: Any, rows: Sequence[Row]) -> dict[tuple[str, str], list[Outcome]]:
-    scenarios = {row["scenario_id"] for row in rows} - {None}
-    found: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for row in await conn.fetch(sql.OUTCOMES, list(scenarios), list({row["window_id"] for row in rows})):
-        found[row["scope"], row["key"]].append(_parse(row["body"]))
-    return found
-
-
-#: One that is stored was parsed before, and the same ones are asked for again and again.
-_parse = lru_cache(maxsize=1024)(Outcome.parse)
+async def _outcomes(
+    conn: Any, scenarios: Sequence[str], windows: Sequence[str]
+) -> tuple[dict[Judged, list[Outcome]], set[Judged]]:
+    """Return the outcomes about scenarios and windows, and which of these have one that we cannot read."""
+    found: dict[Judged, list[Outcome]] = defaultdict(list)
+    newer: set[Judged] = set()
+    for row in await conn.fetch(sql.OUTCOMES, scenarios, windows):
+        outcome = _cache.read(row["body"])
+        if outcome is None:
+            newer.add((row["scope"], row["key"]))
+        else:
+            found[row["scope"], row["key"]].append(outcome)
+    if newer and _newer_seldom.due():
+        scope, key = min(newer)
+        _log.error(
+            "outcomes of a newer release cannot be read: what they judge stays as it is until this one is upgraded",
+            number=len(newer), scope=scope, key=key,
+        )  # fmt: skip
+    return found, newer
 
 
 async def _entries(conn: Any, names: list[str]) -> dict[str, Entries]:
@@ -111,11 +160,11 @@ async def _entries(conn: Any, names: list[str]) -> dict[str, Entries]:
     return found
 
 
-async def _change(conn: Any, ledgers: Mapping[str, tuple[Entries, Entries]], revise: bool) -> list[Row]:
+async def _change(conn: Any, ledgers: Mapping[str, tuple[Entries, Entries]], revise: bool) -> Changes:
     """Bring ledgers, by trajectory, from what they are to what they should be. Touches nothing that is so already."""
     changed = {name: (have, want) for name, (have, want) in ledgers.items() if have != want}
     if not changed:
-        return []
+        return Changes()
     gone = [(name, key.step, *key.about) for name, (have, want) in changed.items() for key in have.keys() - want.keys()]
     new = [
         (name, key.step, *key.about, value)
@@ -127,7 +176,6 @@ async def _change(conn: Any, ledgers: Mapping[str, tuple[Entries, Entries]], rev
         await conn.execute(sql.REMOVE, *zip(*gone, strict=True))
     if new:
         await conn.execute(sql.WRITE, *zip(*new, strict=True))
-    metrics.OUTCOME_ENTRIES.labels("removed").inc(len(gone))
-    metrics.OUTCOME_ENTRIES.labels("written").inc(len(new))
     totals = [(name, str(exact_sum(want.values())), len(want)) for name, (_, want) in changed.items()]
-    return await conn.fetch(sql.TOTALS, *zip(*totals, strict=True), revise)
+    rows = await conn.fetch(sql.TOTALS, *zip(*totals, strict=True), revise)
+    return Changes(rows, written=len(new), removed=len(gone))

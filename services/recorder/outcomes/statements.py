@@ -25,7 +25,12 @@ ON CONFLICT (scope, key, subject, name, source) DO UPDATE SET
 #: A row each time: a walk that is under way is not touched, so nobody who stores waits for one who applies.
 QUEUE = "INSERT INTO outcome_work (scope, key) SELECT * FROM unnest($1::text[], $2::text[])"
 
-NEXT_WORK = "SELECT id, scope, key, after_time, after FROM outcome_work ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+#: But for what is put off.
+NEXT_WORK = """
+SELECT id, scope, key, after_time, after FROM outcome_work
+ WHERE (scope, key) NOT IN (SELECT * FROM unnest($1::text[], $2::text[]))
+ ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+"""
 
 REACHED = "UPDATE outcome_work SET after_time = $2, after = $3 WHERE id = $1"
 

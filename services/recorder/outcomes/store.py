@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,17 @@ from flywheel.messages import TrajectoryClosed
 from flywheel.stream.positions import Fenced, Move, Rejected
 from services.recorder import statements
 from services.recorder.announcing import announce
-from services.recorder.ledger.store import bring_in_line, exclude
+from services.recorder.ledger.store import Changes, Judged, bring_in_line, exclude, readable
 from services.recorder.outcomes import statements as sql
 from services.recorder.outcomes.decode import Choice, Decoded, choose
 
 #: Trajectories judged in one transaction, and the steps that they may have together; one alone may have more.
 _TRAJECTORIES_AT_ONCE = 200
 _STEPS_AT_ONCE = 5000
+
+#: What this release cannot read is put off for so long, in seconds: an upgraded recorder takes it, or a correction
+#: comes.
+_PUT_OFF_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class OutcomeStore:
         self._pool = pool
         self._consumer = consumer
         self._topic = topic
+        self._put_off: dict[Judged, float] = {}
 
     async def positions(self, beginnings: Mapping[int, int]) -> dict[int, int]:
         """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
@@ -65,17 +71,25 @@ class OutcomeStore:
                 await conn.executemany(sql.STORE, [_row(one) for one in choice.newest.values()])
                 judged = sorted({one.about[:2] for one in choice.newest.values()})
                 await conn.execute(sql.QUEUE, *zip(*judged, strict=True))
-            return choice
+        for one in choice.newest:
+            self._put_off.pop(one[:2], None)
+        return choice
 
     async def apply_some(self) -> list[TrajectoryClosed] | None:
         """Apply outcomes to the next portion of trajectories, in one transaction; return what it revised.
 
         None when nothing is left that another process is not at. Whoever dies in between is resumed by the next one.
+        What this release cannot read is left for later, and for others.
         """
+        changes = Changes()
         async with self._pool.acquire() as conn, conn.transaction():
-            work = await conn.fetchrow(sql.NEXT_WORK)
+            put_off = self._still_put_off()
+            work = await conn.fetchrow(sql.NEXT_WORK, [scope for scope, _ in put_off], [key for _, key in put_off])
             if work is None:
                 return None
+            if not await readable(conn, work["scope"], work["key"]):
+                self._put_off[work["scope"], work["key"]] = time.monotonic() + _PUT_OFF_S
+                return []
             if not work["after"]:  # we begin now: whatever was queued for the same before is applied with it
                 await conn.execute(sql.COALESCE, work["scope"], work["key"], work["id"])
             page = await conn.fetch(
@@ -85,20 +99,26 @@ class OutcomeStore:
             revised: list[TrajectoryClosed] = []
             if portion:
                 rows = await conn.fetch(sql.LOCK, portion)
-                changed = await bring_in_line(conn, rows, revise=True)
-                revised = await announce(conn, [row for row in changed if row["revision"]])
+                changes = await bring_in_line(conn, rows, revise=True)
+                revised = await announce(conn, [row for row in changes.rows if row["revision"]])
             if len(portion) == len(page) < _TRAJECTORIES_AT_ONCE:
                 await conn.execute("DELETE FROM outcome_work WHERE id = $1", work["id"])
             else:
                 last = page[len(portion) - 1]
                 await conn.execute(sql.REACHED, work["id"], last["first_ingested_at"], last["trajectory_id"])
-            return revised
+        changes.count()
+        return revised
 
     async def pending(self) -> Pending:
         """Return what is left to apply."""
         row = await self._pool.fetchrow(sql.PENDING)
         assert row is not None  # an aggregate always has one row
         return Pending(*row)
+
+    def _still_put_off(self) -> list[Judged]:
+        now = time.monotonic()
+        self._put_off = {judged: until for judged, until in self._put_off.items() if until > now}
+        return list(self._put_off)
 
     async def _move(self, conn: Any, moves: Sequence[Move]) -> None:
         moved = await conn.fetch(

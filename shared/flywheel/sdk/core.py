@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from flywheel.errors import PoisonError
 from flywheel.events import Envelope, Event, Failure, TrajectoryEnded, dump
 from flywheel.ids import uuid7
 from flywheel.outcomes import Outcome
@@ -123,7 +124,8 @@ class Core:
             value = outcome.model_dump_json(exclude_none=True, fallback=plain).encode()
             Outcome.parse(value)
         except Exception as error:
-            self._buffer.refuse("invalid")
+            large = isinstance(error, PoisonError) and error.reason == "too_large"
+            self._buffer.refuse("too_large" if large else "invalid")
             why = f"an invalid outcome is dropped: {_why(error)}"
             if self.options.strict:
                 raise ValueError(why) from error

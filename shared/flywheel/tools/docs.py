@@ -89,7 +89,8 @@ def topics_page() -> str:
     lines += [
         "",
         f"The broker takes messages of up to {topics.MAX_MESSAGE_BYTES // 2**20} MiB,"
-        f" events may have {topics.MAX_EVENT_BYTES // 2**20} MiB.",
+        f" events may have {topics.MAX_EVENT_BYTES // 2**20} MiB,"
+        f" outcomes {topics.MAX_OUTCOME_BYTES // 2**10} KiB.",
         "Events follow [events.schema.json](events.schema.json), outcomes",
         "[outcomes.schema.json](outcomes.schema.json); what both mean is in [events.md](events.md).",
     ]

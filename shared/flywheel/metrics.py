@@ -63,7 +63,7 @@ DURABLE_SECONDS = WeightedHistogram(
 )
 TRAJECTORIES_OPEN = Gauge("flywheel_recorder_open_trajectories", "trajectories that have not ended yet")
 TRAJECTORIES_CLOSED = Counter("flywheel_recorder_closed_total", "trajectories closed", ["status"])
-TRAJECTORIES_REVISED = Counter("flywheel_recorder_revised_total", "revisions by events after the close")
+TRAJECTORIES_REVISED = Counter("flywheel_recorder_revised_total", "revisions after the close, by events or outcomes")
 DAYS_AHEAD = Gauge("flywheel_recorder_ahead_days", "days after today whose partition is made")
 
 OUTCOMES = Counter(

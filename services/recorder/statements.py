@@ -30,27 +30,6 @@ RETURNING event_id
 
 STORED_DIGESTS = "SELECT event_id, digest FROM events WHERE event_id = ANY($1::uuid[])"
 
-#: Where there is no offset yet, or retention overtook it, the beginning is stored.
-POSITIONS = """
-INSERT INTO stream_offsets AS known (consumer, topic, partition, next_offset)
-SELECT $1, $2, partition, beginning FROM unnest($3::int[], $4::bigint[]) AS asked (partition, beginning)
- ORDER BY partition
-ON CONFLICT (consumer, topic, partition)
-DO UPDATE SET next_offset = greatest(known.next_offset, excluded.next_offset)
-RETURNING partition, next_offset
-"""
-
-REACHED = "SELECT partition, next_offset FROM stream_offsets WHERE consumer = $1 AND topic = $2"
-
-#: Moves each offset only from where it was expected to be: a process that lost its partition moves nothing.
-MOVE = """
-UPDATE stream_offsets AS known SET next_offset = move.next, updated_at = clock_timestamp()
-  FROM unnest($3::int[], $4::bigint[], $5::bigint[]) AS move (partition, expected, next)
- WHERE known.consumer = $1 AND known.topic = $2 AND known.partition = move.partition
-   AND known.next_offset = move.expected
-RETURNING known.partition
-"""
-
 _COUNTERS = (
     "events", "steps", "llm_calls", "untrainable_calls", "infrastructure_failures", "provider_accesses", "rewards",
     "reward_sum", "reward_count", "prompt_tokens", "completion_tokens",

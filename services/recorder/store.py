@@ -11,7 +11,7 @@ import asyncpg
 
 from flywheel.errors import TransientError
 from flywheel.messages import TrajectoryClosed
-from flywheel.stream.positions import Fenced, Move, Rejected
+from flywheel.stream.positions import Move, Rejected
 from services.recorder import statements as sql
 from services.recorder.aggregate import aggregate
 from services.recorder.announcing import announce
@@ -19,6 +19,7 @@ from services.recorder.decode import Decoded
 from services.recorder.dedupe import contradictions, unique
 from services.recorder.idle import IdleRules
 from services.recorder.ledger import store as ledger
+from services.recorder.offsets.store import StoredOffsets
 
 _CLOSE_AT_ONCE = 500
 
@@ -40,17 +41,13 @@ class Store:
 
     def __init__(self, pool: asyncpg.Pool, *, consumer: str, topic: str) -> None:
         self._pool = pool
-        self._consumer = consumer
-        self._topic = topic
+        self._offsets = StoredOffsets(consumer=consumer, topic=topic)
         self._repeats = True
         """Whether the last batch held events that were stored before: after a start they are to be expected."""
 
     async def positions(self, beginnings: Mapping[int, int]) -> dict[int, int]:
         """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
-        rows = await self._pool.fetch(
-            sql.POSITIONS, self._consumer, self._topic, list(beginnings), list(beginnings.values())
-        )
-        return {row["partition"]: row["next_offset"] for row in rows}
+        return await self._offsets.positions(self._pool, beginnings)
 
     async def write(self, events: Sequence[Decoded], moves: Sequence[Move]) -> Written:
         """Store events, their trajectories' rows, announcements and offsets: all of it, or nothing.
@@ -77,7 +74,7 @@ class Store:
     ) -> Written:
         async with self._pool.acquire() as conn, conn.transaction():
             await ledger.share(conn)
-            await self._move(conn, moves)
+            await self._offsets.move(conn, moves)
             if not first:
                 return Written()
             # In the order of the ids, so that two processes with the same events never wait for each other in a circle.
@@ -88,7 +85,7 @@ class Store:
 
     async def reached(self) -> dict[int, int]:
         """Return the next offset of every partition, whichever process has it."""
-        return dict(await self._pool.fetch(sql.REACHED, self._consumer, self._topic))
+        return await self._offsets.reached(self._pool)
 
     async def close_idle(self, idle: IdleRules, before_s: float = 0.0) -> list[TrajectoryClosed]:
         """Close, as incomplete, some open trajectories that had been silent for as long as ``idle`` says ``before_s``
@@ -105,14 +102,6 @@ class Store:
     async def open_trajectories(self) -> int:
         """Return how many trajectories have not ended."""
         return await self._pool.fetchval(sql.OPEN)
-
-    async def _move(self, conn: Any, moves: Sequence[Move]) -> None:
-        moved = await conn.fetch(
-            sql.MOVE, self._consumer, self._topic,
-            [move.partition for move in moves], [move.expected for move in moves], [move.next for move in moves],
-        )  # fmt: skip
-        if len(moved) != len(moves):
-            raise Fenced(f"{len(moves) - len(moved)} of {len(moves)} partitions moved elsewhere")
 
     async def _copy(self, conn: Any, events: Sequence[Decoded]) -> Sequence[Decoded]:
         """Store events, all of them new; return them. Raises UniqueViolationError when one is not: twice as fast."""

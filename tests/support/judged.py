@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from flywheel.events import Event, dump
+from flywheel.events import Action, Event, Step, TrajectoryEnded, TrajectoryStarted, dump
 from flywheel.outcomes import Outcome, Rule
 from flywheel.storage.rewards import reward_entries
 from flywheel.stream.record import Record
@@ -16,12 +16,22 @@ from services.recorder.decode import decode
 from services.recorder.outcomes.decode import decode as decode_outcome
 from services.recorder.outcomes.store import OutcomeStore
 from services.recorder.store import Store
+from tests.support.recording import envelope
 from tests.support.world import unique
 
 
 def outcome(*rules: Rule, **fields: Any) -> Outcome:
     """Return an outcome that an oracle published about ``m-1``."""
     return Outcome(**{"subject": "m-1", "source": "oracle", "rules": list(rules), **fields})
+
+
+def played(name: str, scenario: str, *, steps: int = 3, reward: float | None = None) -> list[Event]:
+    """A closed trajectory that buys in every step."""
+    events: list[Event] = [TrajectoryStarted(**envelope(name, 0), scenario_id=scenario)]
+    for step in range(steps):
+        action = Action(name="buy", parameters={"market": "m-1", "n": step})
+        events.append(Step(**envelope(name, step + 1), step=step, action=action, reward=reward))
+    return [*events, TrajectoryEnded(**envelope(name, steps + 1))]
 
 
 class Transactions:

@@ -10,10 +10,10 @@ from typing import Any
 import asyncpg
 
 from flywheel.messages import TrajectoryClosed
-from flywheel.stream.positions import Fenced, Move, Rejected
-from services.recorder import statements
+from flywheel.stream.positions import Move, Rejected
 from services.recorder.announcing import announce
 from services.recorder.ledger.store import Changes, Judged, bring_in_line, exclude, readable
+from services.recorder.offsets.store import StoredOffsets
 from services.recorder.outcomes import statements as sql
 from services.recorder.outcomes.decode import Choice, Decoded, choose
 
@@ -39,16 +39,12 @@ class OutcomeStore:
 
     def __init__(self, pool: asyncpg.Pool, *, consumer: str, topic: str) -> None:
         self._pool = pool
-        self._consumer = consumer
-        self._topic = topic
+        self._offsets = StoredOffsets(consumer=consumer, topic=topic)
         self._put_off: dict[Judged, float] = {}
 
     async def positions(self, beginnings: Mapping[int, int]) -> dict[int, int]:
         """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
-        rows = await self._pool.fetch(
-            statements.POSITIONS, self._consumer, self._topic, list(beginnings), list(beginnings.values())
-        )
-        return {row["partition"]: row["next_offset"] for row in rows}
+        return await self._offsets.positions(self._pool, beginnings)
 
     async def write(self, outcomes: Sequence[Decoded], moves: Sequence[Move]) -> Choice:
         """Store what is newer than what is stored, with the offsets and what is to be applied: all of it, or nothing.
@@ -58,7 +54,7 @@ class OutcomeStore:
         """
         async with self._pool.acquire() as conn, conn.transaction():
             await exclude(conn)
-            await self._move(conn, moves)
+            await self._offsets.move(conn, moves)
             about = sorted({one.about for one in outcomes})
             known = await conn.fetch(sql.KNOWN, *zip(*about, strict=True)) if about else []
             choice = choose(
@@ -119,14 +115,6 @@ class OutcomeStore:
         now = time.monotonic()
         self._put_off = {judged: until for judged, until in self._put_off.items() if until > now}
         return list(self._put_off)
-
-    async def _move(self, conn: Any, moves: Sequence[Move]) -> None:
-        moved = await conn.fetch(
-            statements.MOVE, self._consumer, self._topic,
-            [move.partition for move in moves], [move.expected for move in moves], [move.next for move in moves],
-        )  # fmt: skip
-        if len(moved) != len(moves):
-            raise Fenced(f"{len(moves) - len(moved)} of {len(moves)} partitions moved elsewhere")
 
 
 def _portion(page: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,1 @@
+"""How far the recorder is with the topics that it reads."""

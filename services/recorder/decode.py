@@ -11,15 +11,13 @@ from uuid import UUID
 from flywheel.errors import PoisonError
 from flywheel.events import Event, parse
 from flywheel.stream.record import Record
+from flywheel.windows import EARLIEST, LATEST
 from services.recorder import lean
 from services.recorder.aggregate import Delta, delta_of
 
 #: A JSON escape of NUL that is not itself escaped: the one character that Postgres can hold in no text, and in no
 #: JSON it reads.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-#: Times beyond are a broken clock's, and what reads them (nanoseconds in 64 bits, year 1 minus an offset) breaks too.
-_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 
 
 class Row(NamedTuple):
@@ -62,7 +60,7 @@ def decode(record: Record) -> Decoded:
         delta = delta_of(event, time)
     except OverflowError as error:
         raise PoisonError("schema", f"out of range: {error}") from None
-    if not _EARLIEST <= time < _LATEST:
+    if not EARLIEST <= time < LATEST:
         raise PoisonError("schema", f"time: {time.isoformat()} is no time of an agent's: before 1970 or after 2261")
     row = Row(
         event.event_id, event.trajectory_id, event.seq, event.kind, _step(event), event.agent_id, time,

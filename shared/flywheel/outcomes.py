@@ -23,6 +23,7 @@ from flywheel.events import RewardKind
 from flywheel.ids import Identifier, uuid7
 from flywheel.messages import MessageBase
 from flywheel.topics import MAX_OUTCOME_BYTES
+from flywheel.windows import EARLIEST, LATEST
 
 SCHEMA_VERSION = 1
 
@@ -42,6 +43,9 @@ class About(NamedTuple):
     subject: str
     name: str
     source: str
+
+
+_WINDOW = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3])$"
 
 
 class Rule(BaseModel):
@@ -73,7 +77,7 @@ class Outcome(MessageBase):
 
     outcome_id: UUID = Field(default_factory=uuid7, description="UUIDv7, minted once at the source")
     scenario_id: Identifier | None = Field(default=None, description="the scenario it judges; this or `window_id`")
-    window_id: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}$")] | None = Field(
+    window_id: Annotated[str, Field(pattern=_WINDOW)] | None = Field(
         default=None, description="the window it judges (`2026-11-23T04`: the UTC hour of the trajectories' start)"
     )
     subject: Identifier = Field(description="what it is about, for example the market")
@@ -82,7 +86,9 @@ class Outcome(MessageBase):
     revision: Annotated[int, Field(ge=1, lt=2**31)] = Field(
         default=1, description="1, 2, 3 … of the same scenario or window, subject, name and source; the highest holds"
     )
-    time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC), description="when it became known")
+    time: AwareDatetime = Field(
+        default_factory=lambda: datetime.now(UTC), ge=EARLIEST, lt=LATEST, description="when it became known"
+    )
     facts: dict[str, Any] = Field(default_factory=dict, description="what the world turned out to be")
     rules: Annotated[list[Rule], Field(max_length=_MAX_RULES)] = Field(
         default_factory=list, description="in order, the first that fits judges"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+#: Times beyond are a broken clock's, and what reads them (nanoseconds in 64 bits, year 1 minus an offset) breaks too.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
+
 _FORMAT = "%Y-%m-%dT%H"
 
 

@@ -100,7 +100,7 @@ async def test_a_walk_over_many_trajectories_goes_on_where_it_died_and_takes_no_
     recorder: Transactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outcome_store, "_TRAJECTORIES_AT_ONCE", 7)
-    monkeypatch.setattr(outcome_store, "_STEPS_AT_ONCE", 10)
+    monkeypatch.setattr(outcome_store, "_ENTRIES_AT_ONCE", 10)
     scenario = unique("s")
     names = [unique("t") for _ in range(25)]
     for name in names:
@@ -155,7 +155,7 @@ async def test_an_outcome_and_a_step_stored_at_the_same_time_do_not_miss_each_ot
 async def test_an_outcome_does_not_hold_up_events_behind_a_batch_that_hangs(
     recorder: Transactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_store, "_PATIENCE_MS", 50)
+    monkeypatch.setattr(outcome_store, "_PATIENCE_S", 0.05)
     name, scenario = unique("t"), unique("s")
     async with recorder.pool.acquire() as conn, conn.transaction():
         await share(conn)  # of a process that the network cut off
@@ -174,7 +174,7 @@ async def test_who_falls_silent_while_it_holds_events_up_is_ended_by_the_server(
     async with recorder.pool.acquire() as conn:
         cut_off = conn.transaction()
         await cut_off.start()
-        await exclude(conn)  # and nothing more is heard of it
+        await exclude(conn, 1.0)  # and nothing more is heard of it
         await asyncio.wait_for(recorder.store(played(name, unique("s"))), 30)
         assert (await recorder.row(name))["status"] == "completed"
         with pytest.raises(Exception) as caught:

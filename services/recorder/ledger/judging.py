@@ -26,6 +26,9 @@ class Judgment:
     """Judges one trajectory by some outcomes: show it every step in the order of ``seq``, then read the entries."""
 
     def __init__(self, outcomes: Iterable[Outcome]) -> None:
+        outcomes = list(outcomes)
+        #: Rules that one step may be held against: what showing it costs.
+        self.cost = sum(len(outcome.rules) for outcome in outcomes)
         self._outcomes = [(o.about, *_by_scope(o.rules)) for o in outcomes if not o.retracted]
         self._seen: set[int] = set()
         self._entries: dict[EntryKey, float] = {}

@@ -11,6 +11,7 @@ to be brought in line by a recorder that can.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,14 +32,14 @@ _gone_seldom, _newer_seldom = Seldom(), Seldom()
 
 _LOCK = 0x6F757463  # "outc"
 
-#: Longest wait for batches of events that are being stored.
-_PATIENCE_MS = 2000
-
 #: Longest silence of who holds events up: a process that the network cut off, or that sleeps, is ended by the server.
 _SILENCE_MS = 5000
 
 #: Steps in memory at once. One may have the size of the largest event.
 _PREFETCH = 50
+
+#: Rules from which on a step is judged beside the event loop, so that this keeps answering.
+_COSTLY = 500
 
 #: The same outcomes are asked for again and again. Bytes.
 _cache = OutcomeCache(16 * 1024 * 1024)
@@ -68,14 +69,14 @@ async def share(conn: Any) -> None:
     await conn.execute("SELECT pg_advisory_xact_lock_shared($1)", _LOCK)
 
 
-async def exclude(conn: Any) -> None:
+async def exclude(conn: Any, patience_s: float) -> None:
     """Keep events from being stored until the caller's transaction ends. To be called before it locks anything.
 
-    Raises a transient error when it would have to wait for long: everybody who stores events waits behind us, and the
-    one that we wait for may be a process that the network cut off in the middle of a batch.
+    Raises LockNotAvailableError when it would have to wait longer: everybody who stores events waits behind us, and
+    the one that we wait for may be a process that the network cut off in the middle of a batch.
     """
     await conn.execute(
-        f"SET LOCAL lock_timeout = '{_PATIENCE_MS}ms';"
+        f"SET LOCAL lock_timeout = '{round(patience_s * 1000)}ms';"
         f" SET LOCAL idle_in_transaction_session_timeout = '{_SILENCE_MS}ms'"
     )
     await conn.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
@@ -92,10 +93,11 @@ async def settle(conn: Any, rows: Sequence[Row]) -> Changes:
     return replace(changes, rows=[changed.get(row["trajectory_id"], row) for row in rows])
 
 
-async def readable(conn: Any, scope: str, key: str) -> bool:
-    """Return whether this release can read every outcome about a scenario or a window."""
+async def readable(conn: Any, scope: str, key: str) -> int | None:
+    """Return how many outcomes there are about a scenario or a window; None when this release cannot read one."""
     scenarios, windows = ([key], []) if scope == "scenario" else ([], [key])
-    return not (await _outcomes(conn, scenarios, windows))[1]
+    found, newer = await _outcomes(conn, scenarios, windows)
+    return None if newer else len(found[scope, key])
 
 
 async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> Changes:
@@ -122,7 +124,11 @@ async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> Chan
     judged = {name: Judgment(judging[name]) for name in concerned}
     shown: Counter[str] = Counter()
     async for step in conn.cursor(sql.STEPS, list(concerned), prefetch=_PREFETCH):
-        judged[step["trajectory_id"]].show(step["step"], from_json(step["body"]).get("action"))
+        judgment, action = judged[step["trajectory_id"]], from_json(step["body"]).get("action")
+        if judgment.cost > _COSTLY:
+            await asyncio.to_thread(judgment.show, step["step"], action)
+        else:
+            judgment.show(step["step"], action)
         shown[step["trajectory_id"]] += 1
     gone = {name for name, row in concerned.items() if shown[name] < row["steps"]}
     if gone and _gone_seldom.due():

@@ -17,9 +17,14 @@ from services.recorder.offsets.store import StoredOffsets
 from services.recorder.outcomes import statements as sql
 from services.recorder.outcomes.decode import Choice, Decoded, choose
 
-#: Trajectories judged in one transaction, and the steps that they may have together; one alone may have more.
+#: Trajectories judged in one transaction, and the entries (steps times outcomes) that they may get together; one alone
+#: may get more.
 _TRAJECTORIES_AT_ONCE = 200
-_STEPS_AT_ONCE = 5000
+_ENTRIES_AT_ONCE = 5000
+
+#: Longest wait for batches of events that are being stored: everybody's next batch waits behind it.
+_PATIENCE_S = 0.2
+_MOST_PATIENCE_S = 5.0
 
 #: What this release cannot read is put off for so long, in seconds: an upgraded recorder takes it, or a correction
 #: comes.
@@ -41,6 +46,7 @@ class OutcomeStore:
         self._pool = pool
         self._offsets = StoredOffsets(consumer=consumer, topic=topic)
         self._put_off: dict[Judged, float] = {}
+        self._patience_s = _PATIENCE_S
 
     async def positions(self, beginnings: Mapping[int, int]) -> dict[int, int]:
         """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
@@ -52,8 +58,19 @@ class OutcomeStore:
         Raises Rejected for those that contradict what is stored, Fenced when the offsets are not where they were
         expected.
         """
+        try:
+            choice = await self._write(outcomes, moves)
+        except asyncpg.LockNotAvailableError:  # more patience next time: batches of events may take long here
+            self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
+            raise
+        self._patience_s = _PATIENCE_S
+        for one in choice.newest:
+            self._put_off.pop(one[:2], None)
+        return choice
+
+    async def _write(self, outcomes: Sequence[Decoded], moves: Sequence[Move]) -> Choice:
         async with self._pool.acquire() as conn, conn.transaction():
-            await exclude(conn)
+            await exclude(conn, self._patience_s)
             await self._offsets.move(conn, moves)
             about = sorted({one.about for one in outcomes})
             known = await conn.fetch(sql.KNOWN, *zip(*about, strict=True)) if about else []
@@ -67,8 +84,6 @@ class OutcomeStore:
                 await conn.executemany(sql.STORE, [_row(one) for one in choice.newest.values()])
                 judged = sorted({one.about[:2] for one in choice.newest.values()})
                 await conn.execute(sql.QUEUE, *zip(*judged, strict=True))
-        for one in choice.newest:
-            self._put_off.pop(one[:2], None)
         return choice
 
     async def apply_some(self) -> list[TrajectoryClosed] | None:
@@ -83,7 +98,8 @@ class OutcomeStore:
             work = await conn.fetchrow(sql.NEXT_WORK, [scope for scope, _ in put_off], [key for _, key in put_off])
             if work is None:
                 return None
-            if not await readable(conn, work["scope"], work["key"]):
+            outcomes = await readable(conn, work["scope"], work["key"])
+            if outcomes is None:
                 self._put_off[work["scope"], work["key"]] = time.monotonic() + _PUT_OFF_S
                 return []
             if not work["after"]:  # we begin now: whatever was queued for the same before is applied with it
@@ -91,7 +107,7 @@ class OutcomeStore:
             page = await conn.fetch(
                 sql.PAGE[work["scope"]], work["key"], work["after_time"], work["after"], _TRAJECTORIES_AT_ONCE
             )
-            portion = _portion(page)
+            portion = _portion(page, outcomes)
             revised: list[TrajectoryClosed] = []
             if portion:
                 rows = await conn.fetch(sql.LOCK, portion)
@@ -117,11 +133,11 @@ class OutcomeStore:
         return list(self._put_off)
 
 
-def _portion(page: Sequence[Mapping[str, Any]]) -> list[str]:
-    steps = 0
+def _portion(page: Sequence[Mapping[str, Any]], outcomes: int) -> list[str]:
+    entries = 0
     for count, row in enumerate(page, 1):
-        steps += row["steps"]
-        if steps >= _STEPS_AT_ONCE:
+        entries += row["steps"] * max(1, outcomes)
+        if entries >= _ENTRIES_AT_ONCE:
             return [row["trajectory_id"] for row in page[:count]]
     return [row["trajectory_id"] for row in page]
 

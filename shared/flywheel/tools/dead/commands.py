@@ -190,7 +190,7 @@ def release(
         str | None, typer.Option(help="only on this topic; default: every consumer that is paused")
     ] = None,
     allow: Annotated[
-        int, typer.Option(min=0, help="let so many records of the topic through unjudged, dead letters or not")
+        int, typer.Option(min=0, max=2**53, help="let so many records of the topic through unjudged, dead letters or not")
     ] = 0,
     yes: Yes = False,
 ) -> None:
@@ -201,7 +201,10 @@ def release(
     """
     from flywheel.settings import Connections
     from flywheel.tools.dead.release import release_brakes
+    from flywheel.topics import BY_NAME
 
+    if topic is not None and topic not in BY_NAME:
+        raise typer.BadParameter(f"there is no topic {topic}; known are {', '.join(BY_NAME)}", param_hint="--topic")
     done = asyncio.run(release_brakes(Connections.load().postgres, topic, allow, yes=yes))
     raise typer.Exit(0 if done else 1)
 

@@ -190,7 +190,8 @@ def release(
         str | None, typer.Option(help="only on this topic; default: every consumer that is paused")
     ] = None,
     allow: Annotated[
-        int, typer.Option(min=0, max=2**53, help="let so many records of the topic through unjudged, dead letters or not")
+        int,
+        typer.Option(min=0, max=2**53, help="let so many records of the topic through unjudged, dead letters or not"),
     ] = 0,
     yes: Yes = False,
 ) -> None:

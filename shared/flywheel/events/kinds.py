@@ -26,7 +26,8 @@ TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _FirstErrorOnly(FailFast):
-    __hash__ = object.__hash__  # the members of a union are hashed, and pydantic's own cannot be
+    # The members of a union are hashed, and pydantic's own cannot be.
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
 
 T = TypeVar("T")

@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 import pytest_asyncio
-from structlog.testing import capture_logs
 
 from flywheel import metrics
 from flywheel.events import Reward, RewardKind, Step, dump
-from flywheel.log import Seldom
 from flywheel.outcomes import Rule
 from flywheel.storage.postgres import connect, transient
 from flywheel.stream.positions import Fenced, Move, Rejected
@@ -83,17 +81,6 @@ async def test_without_any_reward_there_is_no_total_and_an_entry_of_zero_is_one(
     await recorder.apply()
     assert (await recorder.row(name))["total_reward"] == 0.0
     assert await recorder.entries(name) == [(None, 0.0)]
-
-
-async def test_steps_that_retention_removed_keep_the_rewards_that_they_got(recorder: Transactions) -> None:
-    name, scenario = unique("t"), unique("s")
-    await recorder.store(played(name, scenario))
-    await recorder.publish([outcome(Rule(value=1.0), scenario_id=scenario)])
-    await recorder.apply()
-    await recorder.pool.execute("DELETE FROM events WHERE trajectory_id = $1 AND step = 1", name)
-    await recorder.publish([outcome(Rule(value=5.0), scenario_id=scenario, revision=2)])
-    assert await recorder.apply() == []
-    assert (await recorder.row(name))["total_reward"] == 3.0
 
 
 async def test_a_walk_over_many_trajectories_goes_on_where_it_died_and_takes_no_more_than_its_portion(
@@ -220,21 +207,6 @@ async def test_entries_are_counted_once_they_are_committed(
     assert written() == before + 3
     await recorder.apply()
     assert written() == before + 6
-
-
-async def test_steps_that_are_gone_are_not_complained_about_with_every_batch(
-    recorder: Transactions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger_store, "_gone_seldom", Seldom())
-    name, scenario = unique("t"), unique("s")
-    await recorder.store(played(name, scenario))
-    await recorder.publish([outcome(Rule(value=1.0), scenario_id=scenario)])
-    await recorder.apply()
-    await recorder.pool.execute("DELETE FROM events WHERE trajectory_id = $1 AND step = 1", name)
-    with capture_logs() as lines:
-        for seq in (11, 12, 13):
-            await recorder.store([Step(**envelope(name, seq), step=seq)])
-    assert [line["example"] for line in lines if line["log_level"] == "warning"] == [name]
 
 
 async def test_a_conflict_names_the_record_and_nothing_is_written(recorder: Transactions) -> None:

@@ -49,8 +49,16 @@ class Judgment:
                 self._best[about],
             )
 
+    def entries_beside(self, ledger: Mapping[EntryKey, float]) -> dict[EntryKey, float]:
+        """Return the entries where not every step could be shown: those of other steps, and of the whole, stay as
+        ``ledger`` has them, unless their outcome was retracted.
+        """
+        about = {about for about, _, _ in self._outcomes}
+        stay = {key: value for key, value in ledger.items() if key.about in about and key.step not in self._seen}
+        return stay | self._entries
+
     def entries(self) -> dict[EntryKey, float]:
-        """Return the value of every entry that the trajectory has to have."""
+        """Return the value of every entry that the trajectory has to have, once every step was shown."""
         whole = {
             EntryKey(WHOLE, about): rules[self._best[about]].value
             for about, _, rules in self._outcomes

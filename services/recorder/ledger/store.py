@@ -104,8 +104,8 @@ async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> Chan
     """Make the ledger of these trajectories, locked by the caller, what the stored outcomes say; return the rows of
     those that changed, as an announcement has them. With ``revise`` a change is a revision of a closed trajectory.
 
-    Steps that retention removed cannot be judged any more: the entries of such a trajectory stay as they are. So do
-    those that an outcome concerns which we cannot read; they are queued again.
+    Steps that retention removed cannot be judged any more: their entries stay as they are, until their outcome is
+    retracted. Trajectories that an outcome concerns which we cannot read stay as they are, and are queued again.
     """
     scenarios = {row["scenario_id"] for row in rows} - {None}
     outcomes, newer = await _outcomes(conn, list(scenarios), list({row["window_id"] for row in rows}))
@@ -132,9 +132,12 @@ async def bring_in_line(conn: Any, rows: Sequence[Row], *, revise: bool) -> Chan
         shown[step["trajectory_id"]] += 1
     gone = {name for name, row in concerned.items() if shown[name] < row["steps"]}
     if gone and _gone_seldom.due():
-        _log.warning("steps are no longer kept: their rewards stay as they are", number=len(gone), example=min(gone))
+        _log.warning("steps are no longer kept: corrections pass them by", number=len(gone), example=min(gone))
     ledger = await _entries(conn, list(concerned))
-    wanted = {name: judgment.entries() for name, judgment in judged.items() if name not in gone}
+    wanted = {
+        name: judgment.entries_beside(ledger[name]) if name in gone else judgment.entries()
+        for name, judgment in judged.items()
+    }
     return await _change(conn, {name: (ledger[name], entries) for name, entries in wanted.items()}, revise)
 
 

@@ -17,8 +17,13 @@ from deploy.local.state import StackFiles
 from deploy.local.supervisor import die_with_parent
 from tests.support.processes import ROOT
 
-#: The demo's own deadline, and the longest time for all of it, in seconds: machines that run tests are busy ones.
-DEADLINE_S, LONGEST_S = 420, 840
+#: The demo's own deadline, and the longest time for a test with it, in seconds: machines that run tests are busy ones.
+DEADLINE_S, LONGEST_S = 300, 1260
+
+#: What is above it counts as learned. From a handful of batches a policy may settle with one signal of eight unlearned,
+#: and then there is nothing left to learn from: by chance, which the moments of kills and loads decide. So a test may
+#: start over with another seed, once; what it says of events holds for each run.
+GOAL = 0.9
 
 
 @dataclass(slots=True)

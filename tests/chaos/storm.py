@@ -40,7 +40,9 @@ _STRIKE_ANYWAY_S = 25.0
 #: After the storm, this long without anything more being stored means that nothing more will be.
 _PATIENCE_S = 120.0
 _LOOK_S = 0.25
-_AWAY = (OSError, TimeoutError, TransientError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (
+    OSError, TimeoutError, TransientError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from flywheel.storage.days import Day
 from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import Connection, transient
 from flywheel.topics import EVENTS
+from flywheel.waiting import first_of
 
 _log = get_logger(__name__)
 
@@ -69,10 +70,7 @@ class DayKeeper:
             while not stop.is_set():
                 await retry_in_place(self.cycle, transient=transient, health=self._health, check="days", stop=stop)
                 self._health.beat(_BEAT, within_s=_LONGEST_STEP_S + self._settings.retention_check_s)
-                try:
-                    await asyncio.wait_for(stop.wait(), self._settings.retention_check_s)
-                except TimeoutError:
-                    continue
+                await first_of(stop, timeout=self._settings.retention_check_s)
         except Stopped:
             _log.info("stopped; what was begun is completed at the next start")
         finally:

@@ -25,6 +25,7 @@ from flywheel.stream.events_loop import EventsLoop
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
+from flywheel.waiting import first_of
 from services.recorder.days import too_late
 from services.recorder.decode import Decoded, decode
 from services.recorder.idle import Horizon, IdleRules
@@ -99,8 +100,6 @@ async def close_silent(
     while not stop.is_set():
         try:
             await retry_in_place(look, transient=transient, health=health, check="postgres", stop=stop)
-            await asyncio.wait_for(stop.wait(), interval)
-        except TimeoutError:
-            continue
         except Stopped:
             return
+        await first_of(stop, timeout=interval)

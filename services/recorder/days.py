@@ -17,6 +17,7 @@ from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage import days
 from flywheel.storage.postgres import transient
 from flywheel.stream.positions import Rejected
+from flywheel.waiting import first_of
 from services.recorder.decode import Decoded
 
 _log = get_logger(__name__)
@@ -51,11 +52,9 @@ async def keep_making(pool: asyncpg.Pool, days_ahead: int, *, health: Health, st
             there = await retry_in_place(
                 lambda: make_ahead(pool, days_ahead), transient=transient, health=health, check="postgres", stop=stop
             )
-            await asyncio.wait_for(stop.wait(), _LOOK_EVERY_S if there else _AGAIN_S)
-        except TimeoutError:
-            continue
         except Stopped:
             return
+        await first_of(stop, timeout=_LOOK_EVERY_S if there else _AGAIN_S)
 
 
 async def too_late(pool: asyncpg.Pool, error: asyncpg.CheckViolationError, events: Sequence[Decoded]) -> Rejected:

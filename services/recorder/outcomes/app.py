@@ -18,6 +18,7 @@ from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
+from flywheel.waiting import first_of
 from services.recorder.outcomes.decode import Decoded, decode
 from services.recorder.outcomes.store import OutcomeStore
 
@@ -68,7 +69,7 @@ class Outcomes:
                 )
             except Stopped:
                 break
-            await self._rest(stop)
+            await first_of(stop, self._news, timeout=_LOOK_S)
         self._health.retire(_BEAT)
 
     async def _drain(self, stop: asyncio.Event) -> None:
@@ -82,9 +83,3 @@ class Outcomes:
             if revised:
                 self._relay.nudge()
                 _log.debug("outcomes applied", revised=len(revised), first=revised[0].trajectory_id)
-
-    async def _rest(self, stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._news.wait())]
-        await asyncio.wait(waits, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()

@@ -26,6 +26,7 @@ from flywheel.canonical import canonical_json, sha256_bytes, sha256_file
 from flywheel.days import day_of
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.storage.objects import ObjectStore
+from flywheel.verified import verified
 
 SCHEMA_VERSION = 1
 
@@ -218,16 +219,8 @@ def _parts(store: ObjectStore, day: date, sha256: str) -> Iterator[Iterator[Arch
         if count != file.events:
             raise IntegrityError(f"{file.key}: {count} events, the manifest says {file.events}")
 
-    with tempfile.TemporaryDirectory(prefix="flywheel-day-") as folder:
-        path = Path(folder) / "part"
-        for file in manifest.files:
-            try:
-                store.download(file.key, path)
-            except PoisonError as error:
-                raise IntegrityError(f"{file.key}: {error}") from error
-            if path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
-                raise IntegrityError(f"{file.key}: its bytes are not the ones in the manifest")
-            yield checked(file, path)
+    for file, path in verified(store, manifest.files):
+        yield checked(file, path)
 
 
 def _events(file: DayFile, path: Path) -> Iterator[ArchivedEvent]:

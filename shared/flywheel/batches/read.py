@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import zstandard
 from pydantic import BaseModel, Field, ValidationError
 
 from flywheel.batches.manifest import LONGEST_ROW, SCHEMA_VERSION, BatchFile, Manifest
-from flywheel.canonical import sha256_bytes, sha256_file
+from flywheel.canonical import sha256_bytes
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.events import Event
 from flywheel.outcomes import RewardEntry
 from flywheel.storage.objects import ObjectStore
 from flywheel.trajectory import Trajectory, assemble
+from flywheel.verified import verified
 
 
 class _Line(BaseModel):
@@ -50,7 +50,7 @@ def read_manifest(store: ObjectStore, manifest_key: str, sha256: str) -> Manifes
 def verify_batch(store: ObjectStore, manifest_key: str, sha256: str) -> Manifest:
     """Return the manifest once every file's digest was found right; rows are not read. Raises as :func:`read_batch`."""
     manifest = read_manifest(store, manifest_key, sha256)
-    for _ in _files(store, manifest):
+    for _ in verified(store, manifest.files):
         pass
     return manifest
 
@@ -68,7 +68,7 @@ def read_batch(store: ObjectStore, manifest_key: str, sha256: str) -> tuple[Mani
 
 def _rows(store: ObjectStore, manifest: Manifest) -> Iterator[Trajectory]:
     members = iter(manifest.members)
-    for file, path in _files(store, manifest):
+    for file, path in verified(store, manifest.files):
         count = 0
         for line in _lines(file, path):
             count += 1
@@ -78,20 +78,6 @@ def _rows(store: ObjectStore, manifest: Manifest) -> Iterator[Trajectory]:
             yield assemble(line.events, entries=line.rewards, revision=line.revision)
         if count != file.trajectories:
             raise IntegrityError(f"{file.key}: {count} rows, the manifest says {file.trajectories}")
-
-
-def _files(store: ObjectStore, manifest: Manifest) -> Iterator[tuple[BatchFile, Path]]:
-    """Yield each data file, fetched and verified; its path is good until the next one."""
-    with tempfile.TemporaryDirectory(prefix="flywheel-batch-") as folder:
-        path = Path(folder) / "part"
-        for file in manifest.files:
-            try:
-                store.download(file.key, path)
-            except PoisonError as error:
-                raise IntegrityError(f"{file.key}: {error}") from error
-            if path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
-                raise IntegrityError(f"{file.key}: its bytes are not the ones in the manifest")
-            yield file, path
 
 
 def _lines(file: BatchFile, path: Path) -> Iterator[_Line]:

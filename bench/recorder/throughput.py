@@ -7,15 +7,17 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from bench.recorder.traffic import trajectories
 from bench.recorder.world import World, connected, cpu_seconds, reached
 from deploy.local.supervisor import die_with_parent
+from flywheel.events import parse
 from flywheel.settings import RecorderSettings
-from flywheel.stream.record import Record
-from services.recorder.decode import Row, decode
+from services.recorder.copying import COLUMNS
 from tests.support.processes import ROOT, service_environment
 
 _DURABLE = "SELECT sum(next_offset)::bigint FROM stream_offsets"
@@ -60,13 +62,13 @@ async def copy_limit(world: World, events: int) -> Rate:
     taken, cpu = 0.0, 0.0
     async with connected(world.postgres) as connection:
         offset = 0
-        while rows := [_row(key, value, offset + n) for n, (key, value) in enumerate(islice(source, 10 * batch))]:
+        while rows := [_row(value, offset + n) for n, (_, value) in enumerate(islice(source, 10 * batch))]:
             offset += len(rows)
             began, used = time.perf_counter(), time.process_time()
             for at in range(0, len(rows), batch):
                 async with connection.transaction():
                     await connection.copy_records_to_table(
-                        "events", records=rows[at : at + batch], columns=Row._fields
+                        "events", records=rows[at : at + batch], columns=COLUMNS
                     )  # fmt: skip
             taken += time.perf_counter() - began
             cpu += time.process_time() - used
@@ -94,5 +96,9 @@ async def faust_pipeline(world: World, events: int, logs: Path) -> Rate:
         await process.wait()
 
 
-def _row(key: str, value: bytes, offset: int) -> Row:
-    return decode(Record("", 0, offset, key.encode(), value, (), 0)).row
+def _row(value: bytes, offset: int) -> tuple[Any, ...]:
+    event = parse(value)
+    return (
+        event.event_id, event.trajectory_id, event.seq, event.kind, getattr(event, "step", None), event.agent_id,
+        event.time, blake2b(value, digest_size=16).digest(), 0, offset, value.decode(),
+    )  # fmt: skip

@@ -61,7 +61,7 @@ class Recorder:
         self._count(written)
 
     def _count(self, written: Written) -> None:
-        for kind, count in Counter(event.row.kind for event in written.inserted).items():
+        for kind, count in Counter([event.row.kind for event in written.inserted]).items():
             metrics.EVENTS_INSERTED.labels(kind).inc(count)
         metrics.EVENTS_DUPLICATE.inc(written.duplicates)
         for message in written.announced:

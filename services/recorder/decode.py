@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from flywheel.stream.record import Record
 from flywheel.windows import EARLIEST, LATEST
 from services.recorder import lean
 from services.recorder.aggregate import Delta, delta_of
+from services.recorder.copying import row_of
 
 #: A JSON escape of NUL that is not itself escaped: the one character that Postgres can hold in no text, and in no
 #: JSON it reads.
@@ -21,19 +22,14 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class Row(NamedTuple):
-    """A row of ``events``, in the order of its columns."""
+    """A row of ``events``: what its batch looks at, and ``copied``, the whole of it as COPY takes it."""
 
     event_id: UUID
-    trajectory_id: str
-    seq: int
     kind: str
-    step: int | None
-    agent_id: str
-    time: datetime
     digest: bytes
     src_partition: int
     src_offset: int
-    body: str
+    copied: bytes
 
 
 class Decoded(NamedTuple):
@@ -53,7 +49,7 @@ def decode(record: Record) -> Decoded:
     if raw is None:
         raise PoisonError("no_value", "a record without a value is no event")
     event = lean.read(raw) or parse(raw)
-    if b"\\u0000" in raw and _NUL.search(raw):
+    if b"\\" in raw and b"\\u0000" in raw and _NUL.search(raw):  # the first look alone is fast
         raise PoisonError("nul", "the event holds the character NUL, which the database cannot")
     try:
         time = event.time.astimezone(UTC)
@@ -62,11 +58,9 @@ def decode(record: Record) -> Decoded:
         raise PoisonError("schema", f"out of range: {error}") from None
     if not EARLIEST <= time < LATEST:
         raise PoisonError("schema", f"time: {time.isoformat()} is no time of an agent's: before 1970 or after 2261")
-    row = Row(
-        event.event_id, event.trajectory_id, event.seq, event.kind, _step(event), event.agent_id, time,
-        hashlib.blake2b(raw, digest_size=16).digest(), record.partition, record.offset, raw.decode(),
-    )  # fmt: skip
-    return Decoded(row, delta)
+    digest, source = hashlib.blake2b(raw, digest_size=16).digest(), (record.partition, record.offset)
+    copied = row_of(event, step=_step(event), time=time, digest=digest, source=source, body=raw)
+    return Decoded(Row(event.event_id, event.kind, digest, *source, copied), delta)
 
 
 def _step(event: Event) -> int | None:

@@ -29,6 +29,7 @@ _DIGITS = 4_000
 _TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _MOST_BRACKETS = 20_000
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 
 
 class _Object(msgspec.Struct, frozen=True, gc=False):
@@ -43,7 +44,8 @@ def read(raw: bytes) -> Event | None:
     if len(raw) > MAX_EVENT_BYTES or (len(raw) > _DIGITS and _long_number(raw)) or _deep(raw):
         return None
     try:
-        raw.decode()  # in what msgspec only checks, it does not look for it
+        if not raw.isascii():
+            raw.decode()  # in what msgspec only checks, it does not look for it
         event = _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
@@ -62,7 +64,7 @@ def _long_number(raw: bytes) -> bool:
 
 
 def _deep(raw: bytes) -> bool:
-    if raw.count(b"[") + raw.count(b"{") <= _DEPTH:
+    if len(raw.translate(None, _NOT_OPENING)) <= _DEPTH:
         return False
     brackets = _TEXTS.sub(b"", raw).translate(None, _NO_BRACKETS)
     if len(brackets) > _MOST_BRACKETS:

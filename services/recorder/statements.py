@@ -8,9 +8,7 @@ from typing import Any
 
 from flywheel.exact import decimal_text
 from services.recorder.aggregate import Delta
-from services.recorder.decode import Row
-
-EVENT_COLUMNS = Row._fields
+from services.recorder.copying import COLUMNS
 
 #: Lives as long as its connection; emptied by each commit.
 INCOMING = """
@@ -22,8 +20,8 @@ CREATE TEMP TABLE incoming (
 
 #: In the order of the ids, so that two processes that get the same events never wait for each other in a circle.
 INSERT_NEW = f"""
-INSERT INTO events ({", ".join(EVENT_COLUMNS)})
-SELECT {", ".join(EVENT_COLUMNS)} FROM incoming ORDER BY event_id
+INSERT INTO events ({", ".join(COLUMNS)})
+SELECT {", ".join(COLUMNS)} FROM incoming ORDER BY event_id
 ON CONFLICT (event_id) DO NOTHING
 RETURNING event_id
 """

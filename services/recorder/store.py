@@ -12,6 +12,7 @@ import asyncpg
 from flywheel.errors import TransientError
 from flywheel.messages import TrajectoryClosed
 from flywheel.stream.positions import Move, Rejected
+from services.recorder import copying
 from services.recorder import statements as sql
 from services.recorder.aggregate import aggregate
 from services.recorder.announcing import announce
@@ -105,14 +106,17 @@ class Store:
 
     async def _copy(self, conn: Any, events: Sequence[Decoded]) -> Sequence[Decoded]:
         """Store events, all of them new; return them. Raises UniqueViolationError when one is not: twice as fast."""
-        await conn.copy_records_to_table(
-            "events", records=[event.row for event in events], columns=sql.EVENT_COLUMNS
-        )  # fmt: skip
+        await self._send(conn, "events", events)
         return events
+
+    @staticmethod
+    async def _send(conn: Any, table: str, events: Sequence[Decoded]) -> None:
+        rows = copying.stream(event.row.copied for event in events)
+        await conn.copy_to_table(table, source=rows, columns=copying.COLUMNS, format="binary")
 
     async def _insert(self, conn: Any, events: Sequence[Decoded]) -> Sequence[Decoded]:
         """Store those of the events that are new; return them."""
-        await conn.copy_records_to_table("incoming", records=[event.row for event in events], columns=sql.EVENT_COLUMNS)
+        await self._send(conn, "incoming", events)
         inserted = {row["event_id"] for row in await conn.fetch(sql.INSERT_NEW)}
         if len(inserted) < len(events):
             known = [event for event in events if event.row.event_id not in inserted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
@@ -86,6 +87,24 @@ async def test_any_interleaving_duplication_and_batching_gives_the_same_row_as_t
     assert [row[column] for column in COMPARED] == want
     assert (row["revision"] > 0) == (pure.end is not None)
     assert row["window_id"] == (pure.start.started_at if pure.start else pure.first_event_at).strftime("%Y-%m-%dT%H")
+
+
+@given(st.data())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+async def test_every_column_of_an_event_is_stored_as_the_event_says(pool: asyncpg.Pool, data: st.DataObject) -> None:
+    events = {event.event_id: event for event in data.draw(plays(unique("t")))}
+    await (await fresh_store(pool)).write(decoded(list(events.values()), 2**40), [])
+    rows = await pool.fetch("SELECT * FROM events WHERE event_id = ANY($1)", list(events))
+    assert {row["src_offset"] for row in rows} == {2**40 + n for n in range(len(events))}
+    for row in rows:
+        event = events[row["event_id"]]
+        assert row["body"].encode() == dump(event)
+        assert row["digest"] == hashlib.blake2b(dump(event), digest_size=16).digest()
+        assert (row["step"], row["src_partition"]) == (getattr(event, "step", None), 0)
+        for name in ("trajectory_id", "seq", "kind", "agent_id", "time"):
+            assert row[name] == getattr(event, name)
 
 
 async def test_a_repeated_batch_changes_nothing(pool: asyncpg.Pool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -40,11 +39,10 @@ def reason(value: bytes | None) -> str:
 def test_a_row_holds_the_body_exactly_as_it_arrived_and_where_it_came_from() -> None:
     body = json.dumps(event(unknown={"b": 1, "a": "ü"}), indent=3).encode()
     row = decode(record(body)).row
-    assert row.body.encode() == body
+    assert row.copied.endswith(len(body).to_bytes(4) + body)
     assert row.digest == hashlib.blake2b(body, digest_size=16).digest()
-    assert (row.src_partition, row.src_offset, row.seq, row.step, row.kind) == (2, 7, 3, 1, "step")
-    assert row.time == datetime(2026, 11, 23, 4, tzinfo=UTC)
-    assert isinstance(row.event_id, UUID)
+    assert (row.src_partition, row.src_offset, row.kind) == (2, 7, "step")
+    assert isinstance(row.event_id, UUID) and row.event_id.bytes in row.copied
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_what_cannot_be_stored_is_poison_with_its_reason(value: bytes | None, ex
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
     body = json.dumps(event(reasoning="C:\\u0000")).encode()
     assert b"\\\\u0000" in body
-    assert decode(record(body)).row.body.encode() == body
+    assert decode(record(body)).row.copied.endswith(body)
 
 
 @given(st.binary(max_size=200))
@@ -100,7 +98,7 @@ def test_any_payload_decodes_or_is_poison_for_its_nul(reasoning: str, observatio
     except UnicodeEncodeError:
         return  # a lone surrogate is no text
     try:
-        assert decode(record(body)).row.body.encode() == body
+        assert decode(record(body)).row.copied.endswith(body)
     except PoisonError as error:
         assert error.reason == "nul" and "\0" in json.dumps(json.loads(body), ensure_ascii=False).replace(
             "\\u0000", "\0"

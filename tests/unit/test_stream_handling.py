@@ -17,7 +17,7 @@ from flywheel.retry import LONGEST_DELAY_S, Stopped, backoff, retry_in_place
 from flywheel.storage.postgres import data_error, transient
 from flywheel.stream.dead import DeadLetters, dead_headers
 from flywheel.stream.handling import as_poison, handle_batch
-from flywheel.stream.positions import Item, Move, moves_of
+from flywheel.stream.positions import Item, Move, moves_of, spans_of
 from flywheel.stream.record import Record
 from flywheel.topics import EVENTS
 
@@ -111,7 +111,7 @@ def test_offsets_move_from_what_is_stored_to_after_the_last_record(reads: list[t
         items += [Item[None](Record("t", partition, at[partition] + n, None, None, (), 0)) for n in range(count)]
         at[partition] += count
     touched = sorted({partition for partition, _ in reads})
-    assert moves_of(items, stored) == [Move(partition, 100, at[partition]) for partition in touched]
+    assert moves_of(spans_of(items), stored) == [Move(partition, 100, at[partition]) for partition in touched]
 
 
 def test_a_dead_letter_says_where_it_came_from_and_keeps_its_own_headers() -> None:

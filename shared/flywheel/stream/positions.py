@@ -71,9 +71,27 @@ class Sink(Protocol[Value]):
         ...
 
 
-def moves_of(items: Iterable[Item[Value]], stored: Mapping[int, int]) -> list[Move]:
-    """Return how far ``items``, in order within each partition, move the offsets, by partition."""
-    ends: dict[int, int] = {}
+@dataclass(slots=True)
+class Span:
+    """The first and the last of some records of one partition, which are in order."""
+
+    first: Record
+    last: Record
+
+
+def spans_of(items: Iterable[Item[Value]]) -> dict[int, Span]:
+    """Return from where to where ``items``, in order within each partition, go, by partition."""
+    spans: dict[int, Span] = {}
     for item in items:
-        ends[item.record.partition] = item.record.offset + 1
-    return [Move(partition, stored[partition], end) for partition, end in sorted(ends.items())]
+        record = item.record
+        span = spans.get(record.partition)
+        if span is None:
+            spans[record.partition] = Span(record, record)
+        else:
+            span.last = record
+    return spans
+
+
+def moves_of(spans: Mapping[int, Span], stored: Mapping[int, int]) -> list[Move]:
+    """Return how far records move the offsets, by partition."""
+    return [Move(number, stored[number], span.last.offset + 1) for number, span in sorted(spans.items())]

@@ -20,7 +20,7 @@ from flywheel.stream.blocked import Stopwatch
 from flywheel.stream.brake import Brake
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import as_poison
-from flywheel.stream.positions import Item, Move, Rejected, Sink, Value, moves_of
+from flywheel.stream.positions import Item, Move, Rejected, Sink, Value, moves_of, spans_of
 from flywheel.topics import Topic
 
 
@@ -52,7 +52,8 @@ class BatchWriter(Generic[Value]):
         """
         started = time.monotonic()
         self._batch = items
-        self._ages.handling({item.record.partition: item.record.timestamp_ms for item in reversed(items)})
+        spans = spans_of(items)
+        self._ages.handling({number: span.first.timestamp_ms for number, span in spans.items()})
         try:
             await self._store(items, stored, stop, ours)
         except BaseException:
@@ -60,13 +61,13 @@ class BatchWriter(Generic[Value]):
             self._brake.abandon()
             raise
         self._brake.settle(items)
-        self._ages.durable({item.record.partition: item.record.timestamp_ms for item in items})
+        self._ages.durable({number: span.last.timestamp_ms for number, span in spans.items()})
         metrics.HANDLE_SECONDS.labels(self._topic).observe(time.monotonic() - started)
         metrics.BATCH_RECORDS.labels(self._topic).observe(len(items))
         metrics.BATCH_UTILISATION.labels(self._topic).observe(len(items) / self._batch_records)
         metrics.CONSUMED.labels(self._topic).inc(len(items))
         now = time.time()
-        for stamp, count in Counter(item.record.timestamp_ms for item in items).items():
+        for stamp, count in Counter([item.record.timestamp_ms for item in items]).items():
             metrics.DURABLE_SECONDS.observe(max(0.0, now - stamp / 1000), count)
 
     async def _store(
@@ -76,7 +77,7 @@ class BatchWriter(Generic[Value]):
             with self.watch.on("brake"):
                 await self._brake.permit(self._batch, stop=stop, ours=ours)
             await self._bury(items, stop)
-            moves = moves_of(items, stored)
+            moves = moves_of(spans_of(items), stored)
             good = [item for item in items if item.poison is None]
 
             async def write(good: list[Item[Value]] = good, moves: list[Move] = moves) -> None:

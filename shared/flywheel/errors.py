@@ -9,6 +9,8 @@ Nothing else is raised across a component's boundary on purpose. What escapes un
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class FlywheelError(Exception):
     """Base of every error Flywheel raises on purpose."""
@@ -28,6 +30,15 @@ class PoisonError(FlywheelError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def bare(self) -> Self:
+        """Return the error itself without where it was raised and from what: for whoever keeps it beside its input.
+
+        Frames hold all that was in hand. A batch that holds the error would hold itself, and be freed only when the
+        garbage collector comes by.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class FatalError(FlywheelError):

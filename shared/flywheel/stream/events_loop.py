@@ -265,7 +265,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
             try:
                 items.append(Item(record, self._sink.decode(record)))
             except PoisonError as error:
-                items.append(Item(record, poison=error))
+                items.append(Item(record, poison=error.bare()))
             if count % _DECODE_CHUNK == 0:
                 await asyncio.sleep(0)
         return items

@@ -21,9 +21,9 @@ DATABASE = "database"
 
 
 def as_poison(error: BaseException) -> PoisonError | None:
-    """Return the error as a PoisonError where it blames the input: our own, or a value the database refused."""
+    """Return the error as a PoisonError, bare, where it blames the input: our own, or a value the database refused."""
     if isinstance(error, PoisonError):
-        return error
+        return error.bare()
     if isinstance(error, Exception) and data_error(error):
         return PoisonError(DATABASE, _outline(error))
     return None

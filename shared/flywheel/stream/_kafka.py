@@ -23,9 +23,9 @@ from flywheel.stream.record import Record
 from flywheel.topics import MAX_MESSAGE_BYTES
 
 #: A fetch returns at most this much per partition, and per broker, except that one record larger than it comes
-#: through whole. It bounds the memory of a consumer, whatever the lag.
-PARTITION_FETCH_BYTES = 2 * 1024 * 1024
-FETCH_BYTES = 2 * MAX_MESSAGE_BYTES
+#: through whole. It bounds the memory of a consumer, whatever the lag: some copies of it are alive at a time, unpacked.
+PARTITION_FETCH_BYTES = 1024 * 1024
+FETCH_BYTES = 8 * 1024 * 1024
 
 _headers.install()
 _noise.install()

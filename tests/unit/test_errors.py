@@ -21,9 +21,8 @@ def handle(batch: Batch) -> None:
         except ValueError as error:
             raise PoisonError("schema", "no number") from error
     except PoisonError as error:
-        poison = as_poison(error)
-        assert poison is error
-        batch.append(poison)
+        assert as_poison(error) is error
+        batch.append(error)
 
 
 def test_a_batch_that_holds_its_own_poison_is_freed_at_once() -> None:

@@ -20,7 +20,6 @@ from aiokafka.errors import (
 from flywheel.errors import FatalError, FlywheelError, PoisonError, TransientError
 from flywheel.stream import _headers, _noise
 from flywheel.stream.record import Record
-from flywheel.topics import MAX_MESSAGE_BYTES
 
 #: A fetch returns at most this much per partition, and per broker, except that one record larger than it comes
 #: through whole. It bounds the memory of a consumer, whatever the lag: some copies of it are alive at a time, unpacked.

@@ -45,6 +45,18 @@ clean: ## remove the data of the local stack (var/)
 demo: setup ## watch agents get better: the closed loop, a minute or two
 	@$(BIN)/python -m examples.market.demo
 
+# ---- in containers ---------------------------------------------------------------------------------------------------
+
+# IMAGES=services builds one of them; ENGINE, REGISTRY, TAG and BASE are told of in deploy/images/build.sh.
+IMAGES ?= services trainer
+.PHONY: images
+images: ## build the container images, with docker, podman or buildah
+	@deploy/images/build.sh $(IMAGES)
+
+.PHONY: secrets
+secrets: ## make what is missing of the secrets in .env that compose.yaml asks for
+	@deploy/compose/secrets.sh
+
 # ---- the workshop ----------------------------------------------------------------------------------------------------
 
 .PHONY: check
@@ -86,6 +98,11 @@ outage: setup ## take Postgres and Kafka away from the recorder for minutes, and
 .PHONY: manifests
 manifests: setup ## build every Kubernetes overlay, hold it against schemas, rules and the code, and test the alerts
 	$(BIN)/python -m pytest tests/manifests
+
+# Needs root, and Debian's buildah, podman, runc and debootstrap; minutes the first time.
+.PHONY: images-test
+images-test: setup ## build the images without a daemon, and turn the loop with every part of it in its container
+	$(BIN)/python -m pytest tests/images
 
 .PHONY: docs
 docs: setup ## write the generated pages of docs/ and the generated manifests from the code

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 umask 077
 touch .env
+chmod 600 .env
 # A file that does not end with a newline would swallow the first line that is added.
 [ -z "$(tail -c 1 .env)" ] || echo >>.env
 for name in POSTGRES_PASSWORD S3_SECRET_KEY GATEWAY_TOKEN GRAFANA_PASSWORD; do

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from deploy.k8s import kafka
-from deploy.monitoring.alerts import rule_groups
+from deploy.monitoring.alerts import ALERTS, rule_groups
+from deploy.monitoring.catalogue import asked_for, own_series
 from deploy.monitoring.dashboards import BOARDS
 from deploy.monitoring.dashboards.grafana import dashboard_json
 from deploy.monitoring.page import page
@@ -29,6 +30,7 @@ def files() -> dict[str, str]:
         "deploy/k8s/platform/topics.yaml": documents(kafka.topics()),
         "deploy/k8s/platform/users.yaml": documents(kafka.users()),
         "deploy/k8s/monitoring/rules.yaml": documents([rules()]),
+        "deploy/compose/rules.yaml": documents([own_rules()]),
         **{f"{DASHBOARDS}/{board.name}.json": dashboard_json(board) for board in BOARDS},
         "docs/alerts.md": page(),
     }
@@ -42,6 +44,17 @@ def rules() -> dict[str, Any]:
         "metadata": {"name": "flywheel"},
         "spec": rule_groups(),
     }
+
+
+def own_rules() -> dict[str, Any]:
+    """Return the rules about Flywheel's own series, for compose's Prometheus: it has no cluster to ask about."""
+    ours = {alert.name for alert in ALERTS if own_series().issuperset(asked_for(alert.expression))}
+    groups = [
+        {**group, "rules": kept}
+        for group in rule_groups()["groups"]
+        if (kept := [rule for rule in group["rules"] if rule["alert"] in ours])
+    ]
+    return {"groups": groups}
 
 
 def documents(resources: Iterable[dict[str, Any]]) -> str:

@@ -14,13 +14,14 @@ from deploy.k8s.generate import files
 from deploy.k8s.kafka import IN_STEP, REPLICAS, SERVICES, USERS
 from deploy.local.parts import SERVICES as NAMES
 from deploy.local.services import port_setting
-from flywheel import settings, topics
+from flywheel import topics
 from flywheel.storage import postgres
 from services.gateway import __main__ as gateway
 from services.recorder import __main__ as recorder
 from tests.manifests.conftest import built
 from tests.manifests.resources import Resource, of_kind, one, pods
 from tests.support.processes import ROOT
+from tests.support.settings import fields
 
 SCALED = {"recorder": topics.EVENTS, "archiver": topics.TRAJECTORIES, "trainer": topics.BATCHES}
 
@@ -30,15 +31,6 @@ def environment(resources: list[dict[str, Any]], service: str) -> dict[str, str]
     container = one(resources, "Deployment", service)["spec"]["template"]["spec"]["containers"][0]
     shared = one(resources, "ConfigMap", container["envFrom"][0]["configMapRef"]["name"])["data"]
     return {**shared, **{v["name"]: v.get("value", "from a secret") for v in container["env"]}}
-
-
-def fields() -> dict[str, tuple[type[settings.Section], str]]:
-    """Return every setting by the name of its variable."""
-    return {
-        f"{section.model_config.get('env_prefix', '')}{name.upper()}": (section, name)
-        for section in settings.SECTIONS
-        for name in section.model_fields
-    }
 
 
 def test_generated_files_are_up_to_date() -> None:

@@ -1,4 +1,4 @@
-"""What the tests need from outside, made once a machine: kustomize, and the definitions of the custom resources."""
+"""What the tests need from outside, made once a machine: kustomize, compose's reader, resources' definitions."""
 
 from __future__ import annotations
 
@@ -53,9 +53,28 @@ def find_kustomize(environ: Mapping[str, str], say: Say) -> Path:
             say("manifests: building kustomize with go install, once")
             with tempfile.TemporaryDirectory(dir=program.parent) as folder:
                 build = {**environ, "CGO_ENABLED": "0", "GOBIN": folder}
-                argv = (_needed("go", "golang-go", environ), "install", "-v", _KUSTOMIZE_MODULE)
+                argv = (needed("go", "golang-go", environ), "install", "-v", _KUSTOMIZE_MODULE)
                 run(argv, build, counts=lambda line: True, progress="manifests: {} modules and packages", say=say)
                 (Path(folder) / "kustomize").rename(program)
+    return program
+
+
+def find_compose(environ: Mapping[str, str], say: Say) -> Path:
+    """Return our program around Compose's own library (``compose/``); built first where missing (half a minute)."""
+    source = Path(__file__).parent / "compose"
+    digest = hashlib.sha256(b"".join((source / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")))
+    program = default_cache(environ) / "bin" / f"compose-{digest.hexdigest()[:12]}"
+    if program.exists():
+        return program
+    with alone(program):
+        if not program.exists():
+            say("manifests: building a reader of compose files with go build, once")
+            with tempfile.TemporaryDirectory(dir=program.parent) as folder:
+                go = needed("go", "golang-go", environ)
+                argv = (go, "build", "-C", str(source), "-v", "-o", f"{folder}/compose", ".")
+                build = {**environ, "CGO_ENABLED": "0"}
+                run(argv, build, counts=lambda line: True, progress="manifests: {} modules and packages", say=say)
+                (Path(folder) / "compose").rename(program)
     return program
 
 
@@ -79,7 +98,7 @@ def find_definitions(environ: Mapping[str, str], say: Say) -> Path:
 
 def find_promtool(environ: Mapping[str, str]) -> str:
     """Return Prometheus's own checker."""
-    return _needed("promtool", "prometheus", environ)
+    return needed("promtool", "prometheus", environ)
 
 
 def build(kustomize: Path, folder: Path) -> str:
@@ -90,7 +109,7 @@ def build(kustomize: Path, folder: Path) -> str:
 
 
 def _from_go(into: Path, environ: Mapping[str, str]) -> None:
-    go = _needed("go", "golang-go", environ)
+    go = needed("go", "golang-go", environ)
     for module, paths in _GO_DEFINITIONS.items():
         # From a folder without a module of its own, so that none is touched.
         said = subprocess.run(
@@ -105,7 +124,7 @@ def _from_go(into: Path, environ: Mapping[str, str]) -> None:
 
 
 def _from_strimzi(into: Path, work: Path, environ: Mapping[str, str], say: Say) -> None:
-    maven, java = _needed("mvn", "maven", environ), _needed("java", "openjdk-17-jre-headless", environ)
+    maven, java = needed("mvn", "maven", environ), needed("java", "openjdk-17-jre-headless", environ)
     shutil.copyfile(_STRIMZI, work / "pom.xml")
     fetch = (maven, "-q", "-B", "-f", str(work / "pom.xml"), "dependency:copy-dependencies", "-DoutputDirectory=libs")
     run(fetch, environ, counts=lambda line: True, progress="manifests: {} lines of Maven's", say=say)
@@ -115,7 +134,8 @@ def _from_strimzi(into: Path, work: Path, environ: Mapping[str, str], say: Say) 
     run(argv, environ, counts=lambda line: True, progress="manifests: {} lines of Strimzi's", say=say)
 
 
-def _needed(program: str, package: str, environ: Mapping[str, str]) -> str:
+def needed(program: str, package: str, environ: Mapping[str, str]) -> str:
+    """Return the program's path. Raises StackError with the command that installs it."""
     if found := shutil.which(program, path=environ.get("PATH")):
         return found
     raise StackError(

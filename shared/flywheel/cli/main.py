@@ -27,6 +27,8 @@ def main() -> None:
         build()()
     except FlywheelError as error:
         _end(f"flywheel: {error}", 1)
+    except ModuleNotFoundError as error:
+        _end(f'flywheel: this command needs more than is installed here ({error}): pip install "flywheel[local]"', 1)
     except Exception as error:
         from pydantic import ValidationError
 

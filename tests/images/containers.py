@@ -74,7 +74,7 @@ def seconds(duration: str) -> int:
 class Container:
     """One service from its image, on this machine's network: other ports and addresses; the rest is compose's."""
 
-    def __init__(self, engine: Engine, name: str, service: Mapping[str, Any], image: str, log: Path) -> None:
+    def __init__(self, engine: Engine, name: str, service: dict[str, Any], image: str, log: Path) -> None:
         self.name = unique(name)
         self.log = log
         self.service = service

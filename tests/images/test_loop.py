@@ -15,7 +15,6 @@ import pytest_asyncio
 from deploy.local.parts import SERVICES
 from tests.images.conftest import Make
 from tests.images.containers import Container
-from tests.images.tools import Engine
 from tests.support.waiting import eventually
 from tests.support.world import rows, unique, with_database
 
@@ -108,8 +107,27 @@ async def answered(container: Container) -> Any:
     return found if "503" in found.stdout else None
 
 
+async def test_a_recorder_that_is_stopped_under_load_loses_nothing(
+    container: Make, services: dict[str, Container], database: str
+) -> None:
+    load = container("cli")
+    load.service["command"] = [
+        "generate", "--trajectories", "1500", "--split", "held_out", "--channel", "load", "--rate", "1500", "--wait",
+    ]  # fmt: skip
+    load.start()
+    await eventually(lambda: more_events_than(database, 2_000))
+    assert await services["recorder"].stop() == 0, services["recorder"].tail()
+    assert load.returncode is None, "it was over before the recorder was stopped"
+    await services["recorder"].start().until_healthy()
+    assert await load.end() == 0, load.tail()  # it has compared what it sent with what is stored
+
+
+async def more_events_than(database: str, number: int) -> bool:
+    return (await rows(database, "SELECT count(*) AS events FROM events"))[0]["events"] > number
+
+
 async def test_the_loop_turns_and_every_service_survives_being_stopped(
-    container: Make, services: dict[str, Container], engine: Engine, database: str, ledger: Path
+    container: Make, services: dict[str, Container], database: str, ledger: Path
 ) -> None:
     address = f"http://127.0.0.1:{services['gateway'].service['environment']['FLYWHEEL_GATEWAY_PORT']}"
     base = container("base-model")

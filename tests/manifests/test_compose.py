@@ -53,13 +53,13 @@ def test_compose_takes_it(files: tuple[str, ...]) -> None:
 def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt.yaml"
     spoilt.write_text("services: {recorder: {resart: always}}", encoding="utf-8")
-    done = read(("compose.yaml", os.path.relpath(spoilt, ROOT)), **SECRETS)
+    done = read(SECRETS, ("compose.yaml", os.path.relpath(spoilt, ROOT)))
     assert done.returncode == 1 and "resart" in done.stderr
 
 
 @pytest.mark.parametrize("missing", sorted(SECRETS))
 def test_without_a_secret_nothing_starts_and_it_says_how_to_make_one(missing: str) -> None:
-    done = read(**{name: value for name, value in SECRETS.items() if name != missing})
+    done = read({name: value for name, value in SECRETS.items() if name != missing})
     assert done.returncode == 1
     assert f"{missing} is missing a value: run make secrets" in done.stderr
 
@@ -197,8 +197,12 @@ def test_images_are_those_of_this_version_and_of_the_cluster() -> None:
     images = {service["image"] for service in ours(services()).values()}
     assert images == {f"flywheel/services:{version}", f"flywheel/trainer:{version}"}
     assert services()["trainer"]["image"].startswith("flywheel/trainer:")
-    elsewhere = read(**SECRETS, REGISTRY="registry.example.com/ai/", TAG="7")
+    elsewhere = read({**SECRETS, "REGISTRY": "registry.example.com/ai/", "TAG": "7"})
     assert "registry.example.com/ai/flywheel/services:7" in elsewhere.stdout
+
+
+def test_our_images_are_never_taken_from_a_registry_unasked() -> None:
+    assert {service["pull_policy"] for service in ours(services()).values()} == {"never"}
 
 
 def test_the_demo_is_the_demo() -> None:

@@ -21,18 +21,18 @@ SECRETS = {
 }
 
 
-def read(files: tuple[str, ...] = ("compose.yaml",), **environ: str) -> subprocess.CompletedProcess[str]:
+def read(environ: Mapping[str, str], files: tuple[str, ...] = ("compose.yaml",)) -> subprocess.CompletedProcess[str]:
     """Read compose files of the checkout with these variables and no others."""
     program = find_compose(os.environ, lambda line: print(line, flush=True))  # noqa: T201
     argv = [program, *(ROOT / name for name in files)]
-    return subprocess.run(argv, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(argv, env=dict(environ), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @cache
 def project(files: tuple[str, ...] = ("compose.yaml",), settings: str | None = None) -> Mapping[str, Any]:
     """Return the whole project, every profile in it. ``settings`` is what SETTINGS names."""
     chosen = {"SETTINGS": settings} if settings else {}
-    done = read(files, **SECRETS, **chosen)
+    done = read({**SECRETS, **chosen}, files)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -20,7 +20,7 @@ from deploy.local.ports import PortBook
 from deploy.local.probes import public
 from deploy.local.state import StackFiles, StackState, find_process, read_env, render_env, start_time
 from deploy.local.supervisor import Backoff, describe_end
-from flywheel.cli.main import describe
+from flywheel.cli.main import describe, main
 from flywheel.settings import Connections, LocalSettings
 from flywheel.topics import MAX_MESSAGE_BYTES
 
@@ -255,3 +255,16 @@ def test_a_setting_that_does_not_fit_is_named_by_its_variable(monkeypatch: pytes
     assert line.startswith("FLYWHEEL_LOCAL_KAFKA_PORT: ")
     assert "'many'" in line
     assert "\n" not in line
+
+
+def test_a_command_whose_libraries_are_not_installed_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ModuleNotFoundError("No module named 'psutil'")
+
+    monkeypatch.setattr("flywheel.cli.app.build", lambda: broken)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "psutil" in (said := capsys.readouterr().err) and 'pip install "flywheel[local]"' in said

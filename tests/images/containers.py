@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 from deploy.local.supervisor import die_with_parent
 from tests.images.tools import Engine
+from tests.support.composed import seconds
 from tests.support.world import unique
 
 #: Generous: nothing waits this long unless something is wrong.
@@ -62,13 +62,6 @@ def options(service: Mapping[str, Any], volume: Callable[[str], str]) -> Iterato
                     yield f"--entrypoint={value[0]}"
             case _:
                 assert key in _ELSEWHERE, f"not understood here: {key}"
-
-
-def seconds(duration: str) -> int:
-    """Return compose's duration, such as ``1m15s``, in seconds."""
-    found = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration)
-    assert found is not None, duration
-    return 60 * int(found[1] or 0) + int(found[2] or 0)
 
 
 class Container:

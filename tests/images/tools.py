@@ -30,7 +30,7 @@ _STORAGE = """\
 [storage]
 driver = "overlay"
 graphroot = "{root}"
-runroot = "/run/flywheel-images"
+runroot = "/run/flywheel-images-{digest}"
 """
 #: Root without CAP_SYS_RESOURCE may not raise limits, which podman does by itself.
 _CONTAINERS = """\
@@ -59,7 +59,8 @@ class Engine:
             needed(program, program, environ)
         folder = default_cache(environ) / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "storage.conf").write_text(_STORAGE.format(root=folder / "store"), encoding="utf-8")
+        storage = _STORAGE.format(root=folder / "store", digest=_short(str(folder)))
+        (folder / "storage.conf").write_text(storage, encoding="utf-8")
         (folder / "containers.conf").write_text(_CONTAINERS, encoding="utf-8")
         ours = {
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
@@ -109,7 +110,7 @@ def build(engine: Engine, targets: Sequence[str], say: Say, **environ: str) -> d
     The first time the trainer's libraries, 6 GB of them, are written: minutes. What uv downloaded before is used.
     """
     # Two checkouts may build at once: they take turns, and neither takes the other's image for its own.
-    tag = f"test-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+    tag = f"test-{_short(str(ROOT))}"
     cache = Path(engine.environ.get("UV_CACHE_DIR") or Path.home() / ".cache" / "uv")
     told = {"ENGINE": "buildah", "BASE": BASE, "TAG": tag, "UV_CACHE": str(cache), "REGISTRY": "localhost/", **environ}
     with alone(engine.folder / "building"):
@@ -127,3 +128,7 @@ def build(engine: Engine, targets: Sequence[str], say: Say, **environ: str) -> d
 
 def _talking(argv: Sequence[str], engine: Engine, say: Say) -> None:
     run(argv, engine.environ, counts=lambda line: True, progress="images: {} lines of the build", say=say)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -18,7 +18,7 @@ from examples.market.fleet import JUDGE, Recipe
 from tests.manifests.conftest import built
 from tests.manifests.resources import one
 from tests.manifests.test_policies import PINNED
-from tests.support.composed import SECRETS, ours, project, read, services
+from tests.support.composed import SECRETS, ours, project, read, seconds, services
 from tests.support.processes import ROOT
 from tests.support.settings import fields
 
@@ -26,12 +26,6 @@ COMPOSE = ROOT / "deploy" / "compose"
 
 #: Those of ours that end, or that a person runs.
 PASSING = frozenset({"migrate", "base-model", "cli"})
-
-
-def seconds(duration: str) -> int:
-    found = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration)
-    assert found is not None, duration
-    return 60 * int(found[1] or 0) + int(found[2] or 0)
 
 
 def listening(name: str) -> int:

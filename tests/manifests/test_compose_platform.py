@@ -84,7 +84,8 @@ async def test_the_s3_server_takes_its_options_and_keys(tmp_path: Path) -> None:
             argv, cwd=tmp_path, env={**os.environ, **s3["environment"]}, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        await eventually(lambda: answers(check))
+        await eventually(lambda: answers(check) or server.poll() is not None)
+        assert server.poll() is None, (tmp_path / "log").read_text(errors="replace")[-2000:]
         ours = services()["archiver"]["environment"]
         for secret, taken in (("wrong", False), (ours["FLYWHEEL_S3_SECRET_KEY"], True)):
             store = S3ObjectStore(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -45,3 +46,10 @@ def services(files: tuple[str, ...] = ("compose.yaml",), settings: str | None = 
 def ours(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return those that run from our own images."""
     return {name: service for name, service in found.items() if service["image"].startswith("flywheel/")}
+
+
+def seconds(duration: str) -> int:
+    """Return compose's duration, such as ``1m15s``, in seconds."""
+    found = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration)
+    assert found is not None, duration
+    return 60 * int(found[1] or 0) + int(found[2] or 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flywheel.stream._noise import AGAIN_S, Sparing
+from flywheel.sparing import AGAIN_S, Sparing
 
 
 def test_the_client_says_each_thing_at_once_and_again_only_after_a_while() -> None:

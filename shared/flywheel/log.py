@@ -12,6 +12,8 @@ from typing import Any
 
 import structlog
 
+from flywheel import tracing
+
 #: Libraries that talk too much; they speak from this level on.
 _QUIET = {
     "aiokafka": logging.WARNING,
@@ -31,6 +33,7 @@ def configure(service: str, level: str = "info") -> None:
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _traced,
         _named(service),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -69,6 +72,12 @@ def _named(service: str) -> Callable[[Any, str, MutableMapping[str, Any]], Mutab
         return line
 
     return name
+
+
+def _traced(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say in which trace a line was written, where there is one."""
+    line.update(tracing.ids())
+    return line
 
 
 def _readable(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

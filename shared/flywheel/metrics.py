@@ -6,7 +6,8 @@ Names begin with ``flywheel_`` and, where one service alone has them, its name; 
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 from flywheel.weighted import WeightedHistogram
 
@@ -18,6 +19,12 @@ _SIZES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 # -- every service -------------------------------------------------------------------------------------------
 READY = Gauge("flywheel_ready", "1 while the service is ready, else 0", ["service"])
 RETRIES = Counter("flywheel_retries_total", "transient errors that were retried in place", ["check"])
+
+TRACE_SPANS = Counter(
+    "flywheel_trace_spans_total",
+    "sampled spans: exported; failed (the collector did not take them); dropped (the queue was full)",
+    ["outcome"],
+)
 
 # -- consumers of any topic ----------------------------------------------------------------------------------
 CONSUMED = Counter("flywheel_consumed_total", "records whose handling is durable, dead letters included", ["topic"])
@@ -141,3 +148,9 @@ REQUEST_SECONDS = Histogram(
 )
 REQUESTS_IN_FLIGHT = Gauge("flywheel_gateway_requests_in_flight", "requests being answered")
 EXPORTED = Counter("flywheel_gateway_exported_total", "trajectories written by exports")
+
+
+def exposition(accept: str) -> tuple[bytes, str]:
+    """Return every metric and its media type, in what ``accept`` asks for: exemplars come with OpenMetrics alone."""
+    encode, media_type = choose_encoder(accept)
+    return encode(REGISTRY), media_type

@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.errors import TransientError
 from flywheel.health import Health
 from flywheel.log import get_logger
@@ -75,6 +75,7 @@ async def retry_in_place(
             hint = error.retry_after if isinstance(error, TransientError) else None
             delay = hint if hint is not None else backoff(attempt)
             metrics.RETRIES.labels(check).inc()
+            tracing.event("retry", {"flywheel.check": check, "error.type": type(error).__name__})
             health.ready(check, False, f"{type(error).__name__}: {error}")
             if beat is not None:
                 health.beat(beat)

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from structlog.stdlib import BoundLogger
 
-from flywheel import log, metrics
+from flywheel import log, metrics, tracing
 from flywheel.errors import EXIT_FATAL, FatalError
 from flywheel.health import Health, Report
 from flywheel.retry import Stopped, retry_in_place
 from flywheel.settings import ServiceSettings
 from flywheel.storage.postgres import transient
+from flywheel.tracing.provider import Pipeline, pipeline
 
 _TICK_S = 1.0
+#: Longest wait, at the end, for a collector to take the last spans.
+_LAST_SPANS_S = 2.0
 
 Result = TypeVar("Result")
 
@@ -64,8 +66,9 @@ async def run_service(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop.set)
     ticker = asyncio.create_task(_tick(service), name="ticker")
-    runner = None
+    runner = traces = None
     try:
+        traces = _trace(service)
         if metrics_port is not None:
             runner = await _serve(service, settings.metrics_host, metrics_port)
         service.log.info("started", pid=os.getpid(), metrics_port=metrics_port)
@@ -81,6 +84,8 @@ async def run_service(
         ticker.cancel()
         if runner is not None:
             await runner.cleanup()
+        if traces is not None:
+            await asyncio.to_thread(traces.close, _LAST_SPANS_S)
     service.log.info("stopped")
     return 0
 
@@ -119,6 +124,23 @@ async def _tick(service: Service) -> None:
         await asyncio.sleep(_TICK_S)
 
 
+def _trace(service: Service) -> Pipeline | None:
+    """Begin to send traces, where the settings say so."""
+    if not service.settings.otel:
+        return None
+    try:
+        traces = pipeline(
+            f"flywheel-{service.name}",
+            ratio=service.settings.otel_ratio,
+            tell=lambda outcome, spans: metrics.TRACE_SPANS.labels(outcome).inc(spans),
+        )
+    except ValueError as error:
+        raise FatalError(f"a variable of OpenTelemetry's makes no sense: {error}") from error
+    tracing.use(traces.provider, traces.most_links)
+    service.log.info("tracing", endpoint=traces.endpoint, ratio=service.settings.otel_ratio)
+    return traces
+
+
 async def _serve(service: Service, host: str, port: int) -> web.AppRunner:
     async def healthz(_: web.Request) -> web.Response:
         return _answer(service.health.live(time.monotonic()))
@@ -126,8 +148,9 @@ async def _serve(service: Service, host: str, port: int) -> web.AppRunner:
     async def readyz(_: web.Request) -> web.Response:
         return _answer(service.health.ready_report())
 
-    async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def scrape(request: web.Request) -> web.Response:
+        body, media_type = metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": media_type})
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)])

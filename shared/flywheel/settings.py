@@ -73,6 +73,16 @@ class ServiceSettings(Section):
     topic_replication: int = Field(
         default=1, ge=1, description="copies of each topic that we create; 3 where there are three brokers or more"
     )
+    otel: bool = Field(
+        default=False, description="send OpenTelemetry traces (tracing.md); agents with our SDK read it too"
+    )
+    otel_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of new traces that is sampled: of trajectories in an agent, of batches in a service. What "
+        "goes on in a trace, or links to a sampled one, is sampled as that is",
+    )
 
 
 class RecorderSettings(Section):

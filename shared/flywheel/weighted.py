@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from threading import Lock
+from time import time
 
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import Exemplar, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
@@ -22,15 +23,19 @@ class WeightedHistogram(Collector):
         self._documentation = documentation
         self._bounds = list(buckets)
         self._counts = [0] * (len(buckets) + 1)
+        self._exemplars: list[Exemplar | None] = [None] * len(self._counts)
         self._sum = 0.0
         self._lock = Lock()
         registry.register(self)
 
-    def observe(self, value: float, count: int = 1) -> None:
-        """Count ``count`` observations of ``value``."""
+    def observe(self, value: float, count: int = 1, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count ``count`` observations of ``value``; ``exemplar`` says where one of them can be looked at."""
+        bucket = bisect_left(self._bounds, value)
         with self._lock:
-            self._counts[bisect_left(self._bounds, value)] += count
+            self._counts[bucket] += count
             self._sum += value * count
+            if exemplar is not None:
+                self._exemplars[bucket] = Exemplar(dict(exemplar), value, time())
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Return its name and meaning."""
@@ -39,10 +44,10 @@ class WeightedHistogram(Collector):
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """Return its state, as Prometheus reads it."""
         with self._lock:
-            counts, total = list(accumulate(self._counts)), self._sum
+            counts, total, exemplars = list(accumulate(self._counts)), self._sum, list(self._exemplars)
         edges = [*map(str, map(float, self._bounds)), "+Inf"]
-        return [
-            HistogramMetricFamily(
-                self._name, self._documentation, buckets=list(zip(edges, counts, strict=True)), sum_value=total
-            )
+        buckets = [
+            (edge, count) if exemplar is None else (edge, count, exemplar)
+            for edge, count, exemplar in zip(edges, counts, exemplars, strict=True)
         ]
+        return [HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=total)]

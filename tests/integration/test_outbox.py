@@ -9,13 +9,15 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from flywheel import tracing
 from flywheel.messages import Command
 from flywheel.settings import Connections
 from flywheel.storage.postgres import connect
-from flywheel.stream.outbox import OutboxRelay, enqueue
+from flywheel.stream.outbox import OutboxRelay, enqueue, enqueue_many
 from flywheel.stream.producer import Producer
 from flywheel.topics import Topic
 from tests.support.recording import read
+from tests.support.tracing import text, traced
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -90,3 +92,27 @@ async def test_a_relay_publishes_what_another_left_behind(
     await running
     await producer.stop()
     assert len(await read(connections.kafka, topic.name, 1)) == 1
+
+
+async def test_the_trace_of_who_enqueued_crosses_the_database_to_the_topic(
+    pool: asyncpg.Pool, connections: Connections, fresh_topic: Callable[..., Awaitable[Topic]]
+) -> None:
+    topic = await fresh_topic("outbox")
+    others = f"00-{'a' * 32}-{'b' * 16}-01"
+    with traced() as spans:
+        async with pool.acquire() as conn, conn.transaction():
+            await enqueue(conn, topic, "untraced", command(1))
+            with tracing.span("work"):
+                await enqueue(conn, topic, "current", command(2))
+                await enqueue_many(conn, topic, [("theirs", command(3), others), ("nobody's", command(4), None)])
+                await enqueue_many(conn, topic, [])
+    producer = Producer(connections.kafka)
+    await producer.start()
+    assert await OutboxRelay(pool, producer).drain()
+    await producer.stop()
+    sent = {(r.key or b"").decode(): r.header("traceparent") for r in await read(connections.kafka, topic.name, 4)}
+    current, theirs, work = spans.all()
+    assert sent == {"untraced": None, "current": text(current), "theirs": text(theirs), "nobody's": None}
+    assert current.parent == work.context
+    assert text(theirs)[:35] == others[:35]
+    assert work.context and [link.context.span_id for link in theirs.links] == [work.context.span_id]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.errors import PoisonError
 from flywheel.log import get_logger
-from flywheel.stream.letter import CUT_FROM, PREFIX, SUFFIX, dead_headers
+from flywheel.stream.letter import CUT_FROM, PREFIX, SUFFIX, Place, dead_headers
 from flywheel.stream.producer import Producer
 from flywheel.stream.record import Record
 
@@ -40,6 +40,10 @@ class DeadLetters:
             headers[CUT_FROM] = str(len(value))
             await self._producer.send_and_wait(topic, (key or b"")[:_CUT_KEY_BYTES], value[:_CUT_BYTES], headers)
         metrics.DEAD.labels(record.topic, error.reason).inc()
+        tracing.event(
+            "dead letter", {"flywheel.dead.record": str(Place(record.topic, record.partition, record.offset)),
+                            "flywheel.dead.reason": error.reason},
+        )  # fmt: skip
         _log.warning(
             "dead letter", topic=record.topic, partition=record.partition, offset=record.offset,
             reason=error.reason, error=str(error)[:_MESSAGE_CHARS],

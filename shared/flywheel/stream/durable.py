@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import faust
 from aiokafka.errors import KafkaError
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.errors import EXIT_FATAL
 from flywheel.health import Health, stalled
 from flywheel.log import get_logger
@@ -34,6 +34,7 @@ from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import Handler, handle_batch
 from flywheel.stream.record import Record
 from flywheel.topics import BY_NAME, Topic
+from flywheel.tracing import messaging
 
 _log = get_logger(__name__)
 
@@ -179,12 +180,13 @@ class DurableApp:
     async def _handle(self, agent: _Agent, records: Sequence[Record]) -> None:
         started = time.monotonic()
         self._ages.handling({(r.topic, r.partition): r.timestamp_ms for r in reversed(records)})
-        with self._working():
+        with self._working(), messaging.consuming(agent.topic.name, self._name, records, len(records)):
             await handle_batch(
                 records, agent.handler, dead=self._dead, health=self._health, check="postgres", stop=self._stop
             )
+            took, exemplar = time.monotonic() - started, tracing.exemplar()
         self._ages.durable({(r.topic, r.partition): r.timestamp_ms for r in records})
-        metrics.HANDLE_SECONDS.labels(agent.topic.name).observe(time.monotonic() - started)
+        metrics.HANDLE_SECONDS.labels(agent.topic.name).observe(took, exemplar)
         metrics.BATCH_RECORDS.labels(agent.topic.name).observe(len(records))
         metrics.BATCH_UTILISATION.labels(agent.topic.name).observe(len(records) / agent.max_batch)
         metrics.CONSUMED.labels(agent.topic.name).inc(len(records))

@@ -75,7 +75,7 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         ages = Ages[int]()
         self._brake = Brake(brakes, share, topic, health, beat=_BEAT)
         self._writer = BatchWriter(
-            topic, sink, dead, self._brake, health, beat=_BEAT, batch_records=batch_records, ages=ages
+            topic, sink, dead, self._brake, health, group=group, beat=_BEAT, batch_records=batch_records, ages=ages
         )
         self._reading = Stopwatch(topic.name)
         self._health = health

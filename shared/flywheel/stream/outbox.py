@@ -7,6 +7,7 @@ at a time works (an advisory lock of the database says which), so that two never
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage.postgres import transient
 from flywheel.stream.producer import Producer
 from flywheel.topics import Topic
+from flywheel.tracing import current
+from flywheel.tracing.messaging import create
 from flywheel.waiting import first_of
 
 _log = get_logger(__name__)
@@ -32,28 +35,46 @@ _POLL_S = 0.5
 _CONTENDED_S = 0.05
 _MEASURE_EVERY_S = 5.0
 
-_INSERT = "INSERT INTO outbox (topic, key, value) VALUES ($1, $2, $3)"
+_INSERT = "INSERT INTO outbox (topic, key, value, headers) VALUES ($1, $2, $3, $4::jsonb)"
 _INSERT_MANY = """
-INSERT INTO outbox (topic, key, value)
-SELECT $1, key, value FROM unnest($2::text[], $3::bytea[]) WITH ORDINALITY AS m (key, value, n) ORDER BY n
+INSERT INTO outbox (topic, key, value, headers)
+SELECT $1, key, value, headers::jsonb
+  FROM unnest($2::text[], $3::bytea[], $4::text[]) WITH ORDINALITY AS m (key, value, headers, n) ORDER BY n
 """
+_NEXT = "SELECT id, topic, key, value, headers FROM outbox ORDER BY id LIMIT $1"
+_NONE = "{}"
 
 
-async def enqueue(conn: asyncpg.Connection | Any, topic: Topic, key: str, message: MessageBase) -> None:
+async def enqueue(
+    conn: asyncpg.Connection | Any, topic: Topic, key: str, message: MessageBase, trace: str | None = None
+) -> None:
     """Write a message in the caller's transaction. It is published if, and only if, that commits.
+
+    It goes on in the trace of the context ``trace``, else in the one that is current.
 
     Two messages of one key keep their order only if the caller's transactions exclude each other (a row lock on what
     the key names, taken before): ids are drawn here, not at commit.
     """
-    await conn.execute(_INSERT, topic.name, key, message.dump())
+    await conn.execute(_INSERT, topic.name, key, message.dump(), _packed(create(topic, key, trace)))
 
 
 async def enqueue_many(
-    conn: asyncpg.Connection | Any, topic: Topic, messages: Iterable[tuple[str, MessageBase]]
+    conn: asyncpg.Connection | Any, topic: Topic, messages: Iterable[tuple[str, MessageBase, str | None]]
 ) -> None:
-    """Write several (key, message) pairs, in order, as :func:`enqueue` does."""
-    packed = [(key, message.dump()) for key, message in messages]
-    await conn.execute(_INSERT_MANY, topic.name, [key for key, _ in packed], [value for _, value in packed])
+    """Write several (key, message, context), in order, as :func:`enqueue` does: each goes on in the trace of its own
+    context, and in none without one.
+    """
+    here = [(context, {}) for context in [current()] if context]
+    packed = [
+        (key, message.dump(), _NONE if trace is None else _packed(create(topic, key, trace, here)))
+        for key, message, trace in messages
+    ]
+    if packed:
+        await conn.execute(_INSERT_MANY, topic.name, *map(list, zip(*packed, strict=True)))
+
+
+def _packed(headers: Mapping[str, str]) -> str:
+    return json.dumps(headers) if headers else _NONE
 
 
 class OutboxRelay:
@@ -95,7 +116,7 @@ class OutboxRelay:
             if not await conn.fetchval("SELECT pg_try_advisory_lock($1)", _RELAY_LOCK):
                 return False
             try:
-                while rows := await conn.fetch("SELECT id, topic, key, value FROM outbox ORDER BY id LIMIT $1", _BATCH):
+                while rows := await conn.fetch(_NEXT, _BATCH):
                     await self._publish(rows)
                     await conn.execute("DELETE FROM outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in rows])
                     for row in rows:
@@ -108,7 +129,12 @@ class OutboxRelay:
         return True
 
     async def _publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        futures = [await self._producer.send(row["topic"], row["key"], row["value"]) for row in rows]
+        futures = [
+            await self._producer.send(
+                row["topic"], row["key"], row["value"], {} if row["headers"] == _NONE else json.loads(row["headers"])
+            )
+            for row in rows
+        ]
         for outcome in await asyncio.gather(*futures, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise TransientError(f"not published: {outcome!r}") from outcome

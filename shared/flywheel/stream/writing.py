@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.errors import PoisonError
 from flywheel.health import Health
 from flywheel.retry import retry_in_place
@@ -22,16 +22,18 @@ from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import as_poison
 from flywheel.stream.positions import Item, Move, Rejected, Sink, Value, moves_of, spans_of
 from flywheel.topics import Topic
+from flywheel.tracing import messaging
 
 
 class BatchWriter(Generic[Value]):
     """Brings every item to its one place: the sink, or the dead letters; only then do its offsets move."""
 
     def __init__(
-        self, topic: Topic, sink: Sink[Value], dead: DeadLetters, brake: Brake, health: Health, *, beat: str,
-        batch_records: int, ages: Ages[int],
+        self, topic: Topic, sink: Sink[Value], dead: DeadLetters, brake: Brake, health: Health, *, group: str,
+        beat: str, batch_records: int, ages: Ages[int],
     ) -> None:  # fmt: skip
         self._topic = topic.name
+        self._group = group
         self._sink = sink
         self._dead = dead
         self._brake = brake
@@ -50,6 +52,12 @@ class BatchWriter(Generic[Value]):
 
         Raises Fenced and Revoked (nothing more is ours to write), Stopped, and what is a bug.
         """
+        with messaging.consuming(self._topic, self._group, (item.record for item in items), len(items)):
+            await self._store_and_count(items, stored, stop, ours)
+
+    async def _store_and_count(
+        self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event, ours: Callable[[], bool]
+    ) -> None:
         started = time.monotonic()
         self._batch = items
         spans = spans_of(items)
@@ -62,13 +70,14 @@ class BatchWriter(Generic[Value]):
             raise
         self._brake.settle(items)
         self._ages.durable({number: span.last.timestamp_ms for number, span in spans.items()})
-        metrics.HANDLE_SECONDS.labels(self._topic).observe(time.monotonic() - started)
+        exemplar = tracing.exemplar()
+        metrics.HANDLE_SECONDS.labels(self._topic).observe(time.monotonic() - started, exemplar)
         metrics.BATCH_RECORDS.labels(self._topic).observe(len(items))
         metrics.BATCH_UTILISATION.labels(self._topic).observe(len(items) / self._batch_records)
         metrics.CONSUMED.labels(self._topic).inc(len(items))
         now = time.time()
         for stamp, count in Counter([item.record.timestamp_ms for item in items]).items():
-            metrics.DURABLE_SECONDS.observe(max(0.0, now - stamp / 1000), count)
+            metrics.DURABLE_SECONDS.observe(max(0.0, now - stamp / 1000), count, exemplar)
 
     async def _store(
         self, items: Sequence[Item[Value]], stored: dict[int, int], stop: asyncio.Event, ours: Callable[[], bool]

@@ -28,8 +28,9 @@ from flywheel.sdk.fields import (
 from flywheel.sdk.handles import StepHandle, TrajectoryHandle
 from flywheel.sdk.ledger import AckLedger
 from flywheel.sdk.options import Options
+from flywheel.sdk.spans import NO_SPAN, open_spans
 from flywheel.sdk.transport import KafkaTransport, Transport
-from flywheel.settings import AgentSettings, Connections
+from flywheel.settings import AgentSettings, Connections, ServiceSettings
 
 #: Most open trajectories, and ended ones, that the calls by id find. Handles work for as long as they are held.
 _MOST_OPEN = 10_000
@@ -64,6 +65,7 @@ class BaseRecorder(Core):
         self._ended: OrderedDict[str, TrajectoryHandle] = OrderedDict()
         self._registry = threading.Lock()
         self._sampled_out = 0
+        self._spans = open_spans(options.tracing, options.tracing_ratio)
 
     @classmethod
     def from_env(cls, agent_id: str, **changes: Any) -> Self:
@@ -71,8 +73,9 @@ class BaseRecorder(Core):
 
         Raises pydantic.ValidationError naming a variable that does not fit, ValueError for options that make no sense.
         """
-        settings = AgentSettings.load()
-        options = replace(Options.from_settings(settings), **changes)
+        settings, service = AgentSettings.load(), ServiceSettings.load()
+        traced = {"tracing": service.otel, "tracing_ratio": service.otel_ratio}
+        options = replace(Options.from_settings(settings), **{**traced, **changes})
         return cls(agent_id, Connections.load().kafka, channel=settings.channel, options=options)
 
     @property
@@ -98,7 +101,10 @@ class BaseRecorder(Core):
             used = identity in self._open or identity in self._ended
             sampled = self.options.enabled and fraction(identity) < self.options.sampling_rate
             self._sampled_out += self.options.enabled and not sampled
-            handle = TrajectoryHandle(self, Line(identity, recorded=sampled and not used))
+            recorded = sampled and not used
+            known = {"channel": self.channel, **fields, "scenario_id": scenario_id}
+            span = self._spans.trajectory(self.agent_id, identity, known) if recorded else NO_SPAN
+            handle = TrajectoryHandle(self, Line(identity, recorded=recorded), span)
             if not used:
                 self._open[identity] = handle
                 if len(self._open) > _MOST_OPEN:
@@ -108,7 +114,7 @@ class BaseRecorder(Core):
             self._refused("invalid", f"trajectory {identity} was started twice")
         if sampled and not self._delivery.started:
             self.say("not started", "the recorder is not started: events wait in memory (use async with, or start())")
-        self.emit(handle._line, TrajectoryStarted, {"channel": self.channel, **fields, "scenario_id": scenario_id})
+        handle._emit(TrajectoryStarted, known)
         return handle
 
     trajectory = start_trajectory

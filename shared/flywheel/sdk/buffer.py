@@ -12,8 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+from flywheel.sdk.spans import NO_HEADERS
 
 #: Share of the limits by which ends of trajectories may exceed them: an end lost costs more than an event lost.
 _RESERVE = 1 / 8
@@ -29,6 +31,8 @@ class Item:
     event_id: str = ""
     final: bool = False
     """Whether it ends a trajectory; it may use the reserve."""
+
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from flywheel.events import LLMCall, ProviderAccess, Reward
 from flywheel.sdk.core import Line
 from flywheel.sdk.fields import AccessFields, LLMCallFields, ProviderFields, RewardFields
 from flywheel.sdk.openai import fields_from_openai
+from flywheel.sdk.spans import Span
 from flywheel.sdk.watched import LLMWatch, ProviderWatch
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ class Calls:
 
     _recorder: BaseRecorder
     _line: Line
+    _span: Span
 
     def _step_number(self) -> int | None:
         raise NotImplementedError
 
-    def _emit(self, kind: type[Any], fields: Mapping[str, Any]) -> bool:
-        return self._recorder.emit(self._line, kind, fields)
+    def _emit(self, kind: type[Any], fields: Mapping[str, Any], span: Span | None = None) -> bool:
+        """Publish an event; ``span`` is its own, where it had one while it happened."""
+        return self._recorder.emit(self._line, kind, fields, (span or self._span.happened(kind, fields)).headers)
 
     def log_llm_call(self, **fields: Unpack[LLMCallFields]) -> bool:
         """Record a call of a language model; return whether the event was accepted."""
@@ -74,7 +77,8 @@ class Calls:
 
         ``async with step.provider("news", {"topic": "x"}) as p: p.data = await fetch()``
         """
-        return ProviderWatch(self._emit, {"step": self._step_number(), "provider": provider, "query": query, **fields})
+        known = {"step": self._step_number(), "provider": provider, "query": query, **fields}
+        return ProviderWatch(self._emit, self._span, known)
 
     def llm_call(self, **fields: Unpack[LLMCallFields]) -> LLMWatch:
         """Return a context that records the call when it is left, with its latency, and also when it raises.
@@ -82,5 +86,6 @@ class Calls:
         ``async with step.llm_call() as call: call.answered(await client.chat.completions.create(**request), request)``
         """
         return LLMWatch(
-            self._emit, self._from_openai, self._recorder.failure_of, {"step": self._step_number(), **fields}
-        )
+            self._emit, self._span, self._from_openai, self._recorder.failure_of,
+            {"step": self._step_number(), **fields},
+        )  # fmt: skip

@@ -25,6 +25,7 @@ from flywheel.outcomes import Outcome
 from flywheel.sdk.buffer import Buffer, Item
 from flywheel.sdk.options import Options, WhenFull
 from flywheel.sdk.plain import plain, plain_array, without_nul
+from flywheel.sdk.spans import NO_HEADERS
 from flywheel.topics import EVENTS, MAX_EVENT_BYTES, OUTCOMES
 
 _log = logging.getLogger("flywheel.sdk")
@@ -61,7 +62,9 @@ class Core:
     #: Whether a call may wait for room under the policy ``block``. Never where it would hold up an event loop.
     _may_wait = False
 
-    def emit(self, line: Line, kind: type[Envelope], fields: Mapping[str, Any]) -> bool:
+    def emit(
+        self, line: Line, kind: type[Envelope], fields: Mapping[str, Any], headers: Mapping[str, str] = NO_HEADERS
+    ) -> bool:
         """Number, encode and buffer one event; return whether it was accepted. Raises ValueError only when strict."""
         if not line.recorded:
             return False
@@ -70,7 +73,7 @@ class Core:
             return False
         with line.lock:
             seq, line.next_seq = line.next_seq, line.next_seq + 1
-            reason = self._offer(line, seq, kind, fields)
+            reason = self._offer(line, seq, kind, fields, headers)
             if reason is None:
                 return True
             line.dropped[reason] += 1
@@ -79,7 +82,9 @@ class Core:
             self.say(reason, f"events are dropped: {reason}; the counters in recorder.stats say how many")
             return False
 
-    def _offer(self, line: Line, seq: int, kind: type[Envelope], fields: Mapping[str, Any]) -> str | None:
+    def _offer(
+        self, line: Line, seq: int, kind: type[Envelope], fields: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> str | None:
         final = kind is TrajectoryEnded
         if line.truncated and not final:
             self._buffer.refuse("trajectory_dropped")
@@ -99,7 +104,8 @@ class Core:
             self._buffer.refuse("too_large")
             return "too_large"
         wait_s = self.options.block_timeout_s if self._may_wait and self.options.when_full is WhenFull.BLOCK else 0.0
-        return self._buffer.offer(Item(EVENTS.name, line.trajectory_id, value, event_id, final), wait_s=wait_s)
+        item = Item(EVENTS.name, line.trajectory_id, value, event_id, final, headers)
+        return self._buffer.offer(item, wait_s=wait_s)
 
     def _encode(
         self, trajectory_id: str, seq: int, kind: type[Envelope], fields: Mapping[str, Any]

@@ -16,6 +16,7 @@ from flywheel.sdk.calls import Calls
 from flywheel.sdk.core import Line
 from flywheel.sdk.fields import CompleteFields, EndFields, StepFields
 from flywheel.sdk.plain import frozen
+from flywheel.sdk.spans import NO_SPAN, Span
 
 if TYPE_CHECKING:
     from flywheel.sdk.base import BaseRecorder
@@ -26,9 +27,12 @@ T = TypeVar("T")
 class StepHandle(Calls):
     """One turn. Its event is published when it is completed, at the latest when its context or its trajectory ends."""
 
-    def __init__(self, recorder: BaseRecorder, line: Line, number: int, fields: Mapping[str, Any]) -> None:
+    def __init__(
+        self, recorder: BaseRecorder, line: Line, number: int, fields: Mapping[str, Any], within: Span
+    ) -> None:
         self._recorder = recorder
         self._line = line
+        self._span = within.opened(Step, fields)
         self.number = number
         self.completed = False
         self._fields: dict[str, Any] = {"started_at": datetime.now(UTC), **frozen(fields)}
@@ -72,12 +76,15 @@ class StepHandle(Calls):
             given = {name: value for name, value in fields.items() if value is not None}
             if isinstance(given.get("action"), str):
                 given["action"] = {"name": given["action"]}
-            return self._emit(Step, {**self._fields, **given, "step": self.number})
+            whole = {**self._fields, **given, "step": self.number}
+            self._span.end(whole)
+            return self._emit(Step, whole)
 
     def fail(self, error: BaseException) -> bool:
         """Publish the step as one whose action failed with ``error``, unless it is completed."""
         if self.completed:
             return False
+        self._span.failed(error)
         action = self._fields.get("action") or {"name": "error", "parameters": {}}
         return self.complete(action={**action, "success": False, "error": _text(error)})
 
@@ -89,11 +96,13 @@ class StepHandle(Calls):
         self._fields["action"] = frozen(action)
 
     def __enter__(self) -> Self:
+        self._span.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._span.leave()
         if error is not None:
             self.fail(error)
         elif not self.completed:
@@ -101,7 +110,7 @@ class StepHandle(Calls):
 
     async def __aenter__(self) -> Self:
         await self._recorder.room()
-        return self
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,9 +122,10 @@ class StepHandle(Calls):
 class TrajectoryHandle(Calls):
     """One attempt at one scenario, from its start event, already published, to its end."""
 
-    def __init__(self, recorder: BaseRecorder, line: Line) -> None:
+    def __init__(self, recorder: BaseRecorder, line: Line, span: Span = NO_SPAN) -> None:
         self._recorder = recorder
         self._line = line
+        self._span = span
         self._steps = 0  # begun so far
         self._open: StepHandle | None = None
         self.ended = False
@@ -134,7 +144,7 @@ class TrajectoryHandle(Calls):
         """Begin the next step; one that is still open is published as it is."""
         with self._line.lock:
             self._close_step()
-            self._open = StepHandle(self._recorder, self._line, self._steps, fields)
+            self._open = StepHandle(self._recorder, self._line, self._steps, fields, self._span)
             self._steps += 1
             return self._open
 
@@ -158,6 +168,7 @@ class TrajectoryHandle(Calls):
             self._close_step()
             self.ended = True
             self._recorder.forget(self)
+            self._span.end(fields)
             return self._emit(TrajectoryEnded, fields)
 
     def fail(self, error: BaseException) -> bool:
@@ -167,6 +178,7 @@ class TrajectoryHandle(Calls):
         """
         if self.ended:
             return False
+        self._span.failed(error)
         if isinstance(error, Exception):
             failure = self._recorder.failure_of(error)
             return self.end(status="error", failure=failure, error=_text(error))
@@ -180,11 +192,13 @@ class TrajectoryHandle(Calls):
             self._open.complete()
 
     def __enter__(self) -> Self:
+        self._span.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._span.leave()
         if error is not None:
             if self._open is not None:
                 self._open.fail(error)
@@ -194,7 +208,7 @@ class TrajectoryHandle(Calls):
 
     async def __aenter__(self) -> Self:
         await self._recorder.room()
-        return self
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

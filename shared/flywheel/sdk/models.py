@@ -15,18 +15,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 from urllib.parse import quote
 
+from flywheel import traceparent
 from flywheel.errors import PoisonError, TransientError
 from flywheel.messages import DEFAULT_CHANNEL, ModelUpdate
 from flywheel.sdk.acks import Acknowledgements
 from flywheel.sdk.cache import ModelCache
 from flywheel.sdk.chance import fraction
 from flywheel.sdk.signal import Signal
+from flywheel.sdk.spans import NO_SPAN, Span, open_spans
 from flywheel.sdk.transport import KafkaTransport
 from flywheel.settings import AgentSettings, Connections, ServiceSettings
 from flywheel.storage.objects import ObjectStore
@@ -55,6 +57,9 @@ class LoadedModel(Generic[M]):
     load_seconds: float
     """How long fetching, verifying and loading took."""
 
+    span: Span = field(default=NO_SPAN, repr=False, compare=False)
+    """Its trace, from its announcement to its first play."""
+
 
 class ModelSubscriber(Generic[M]):
     """Follows a channel's versions: ``async with ModelSubscriber.from_env("agent-1", load) as subscriber: …``.
@@ -74,6 +79,8 @@ class ModelSubscriber(Generic[M]):
         channel: str = DEFAULT_CHANNEL,
         keep: int = 3,
         flush_timeout_s: float = 5.0,
+        tracing: bool = False,
+        tracing_ratio: float = 1.0,
     ) -> None:
         self.agent_id = agent_id
         self.channel = channel
@@ -85,7 +92,9 @@ class ModelSubscriber(Generic[M]):
         self._acks = Acknowledgements(agent_id, channel, lambda: KafkaTransport(bootstrap, self._client_id))
         self.flush_timeout_s = flush_timeout_s
         self._heard: deque[str] = deque(maxlen=_HEARD)
+        self._spans = open_spans(tracing, tracing_ratio)
         self._wanted: ModelUpdate | None = None
+        self._announced: str | None = None  # the trace context of what is wanted
         self._ready: LoadedModel[M] | None = None
         self._current: LoadedModel[M] | None = None
         self._news = asyncio.Event()
@@ -108,15 +117,17 @@ class ModelSubscriber(Generic[M]):
         """
         from flywheel.storage.s3 import S3ObjectStore  # agents with a store of their own need no S3 client
 
-        connections, settings = Connections.load(), AgentSettings.load()
+        connections, settings, service = Connections.load(), AgentSettings.load(), ServiceSettings.load()
         return cls(
             agent_id,
             loader,
             bootstrap=connections.kafka,
             store=S3ObjectStore.from_settings(connections),
-            cache=cache or ServiceSettings.load().var / "agents" / quote(agent_id, safe="") / "models",
+            cache=cache or service.var / "agents" / quote(agent_id, safe="") / "models",
             channel=channel or settings.channel,
             keep=keep,
+            tracing=service.otel,
+            tracing_ratio=service.otel_ratio,
         )
 
     @property
@@ -133,7 +144,8 @@ class ModelSubscriber(Generic[M]):
         if ready is None:
             return False
         before, self._current = self._current, ready
-        self._acks.loaded(ready.update, ready.load_seconds)
+        ready.span.end({"load_seconds": ready.load_seconds})
+        self._acks.loaded(ready.update, ready.load_seconds, ready.span.headers)
         self._news.set()  # lets the background task tidy the cache
         return before is None or before.version != ready.version
 
@@ -206,7 +218,7 @@ class ModelSubscriber(Generic[M]):
             return
         self._heard.append(update.deployment_id)  # a repeat must not bring an outdated version back
         if fraction(self.agent_id, update.deployment_id) < update.share:
-            self._wanted = update
+            self._wanted, self._announced = update, record.header(traceparent.HEADER)
             self._ready = None  # superseded: it may have been replaced because it was bad
             self._news.set()
 
@@ -225,6 +237,7 @@ class ModelSubscriber(Generic[M]):
     async def _prepare(self, update: ModelUpdate) -> None:
         """Make ``update`` ready, or acknowledge that it failed; give up silently when a newer one supersedes it."""
         began = time.perf_counter()
+        span = self._spans.load(self.agent_id, update, self._announced)
         try:
             path = await self._fetch(update)
             if self._wanted is not update or path is None:
@@ -237,11 +250,13 @@ class ModelSubscriber(Generic[M]):
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self._complain(f"version {update.version} is not taken: {text}")
-            self._acks.failed(update, text, self._current.version if self._current else None)
+            span.failed(error)
+            span.end()
+            self._acks.failed(update, text, self._current.version if self._current else None, span.headers)
             return
         if self._wanted is update:
             took = time.perf_counter() - began
-            self._ready = LoadedModel(update.version, update.number, model, path, update, took)
+            self._ready = LoadedModel(update.version, update.number, model, path, update, took, span)
             self._changed.notify()
 
     async def _fetch(self, update: ModelUpdate) -> Path | None:

@@ -56,9 +56,17 @@ class Options:
     ledger: Path | None = None
     """File to which the id of every event that the broker acknowledged is appended, one a line. None: no ledger."""
 
+    tracing: bool = False
+    """Send OpenTelemetry traces: docs/tracing.md."""
+
+    tracing_ratio: float = 1.0
+    """Share of trajectories that is traced, where the agent has no tracing of its own that decides."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate is a share between 0 and 1, not {self.sampling_rate}")
+        if not 0 <= self.tracing_ratio <= 1:
+            raise ValueError(f"tracing_ratio is a share between 0 and 1, not {self.tracing_ratio}")
         if self.buffer_events < 1:
             raise ValueError(f"buffer_events is at least 1, not {self.buffer_events}")
         if self.buffer_bytes < MAX_EVENT_BYTES:

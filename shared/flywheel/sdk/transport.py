@@ -49,7 +49,7 @@ class KafkaTransport:
 
     async def send(self, item: Item, settled: Settled) -> None:
         """Queue the item with the producer."""
-        future = await self._producer.send(item.topic, item.key, item.value)
+        future = await self._producer.send(item.topic, item.key, item.value, item.headers)
         future.add_done_callback(lambda done: settled(Producer.outcome(done)))
 
     async def stop(self) -> None:

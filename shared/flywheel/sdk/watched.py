@@ -8,17 +8,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from flywheel.events import Failure, LLMCall, ProviderAccess
+from flywheel.sdk.spans import NO_SPAN, Span
 
-_Emit = Callable[[type[Any], Mapping[str, Any]], bool]
+_Emit = Callable[[type[Any], Mapping[str, Any], Span], bool]
 
 
 class _Watch:
     """Measures the time from entering to leaving; sync and async. What is recorded can be set on the way."""
 
-    _kind: type[Any]
+    _kind: type[LLMCall] | type[ProviderAccess]
 
-    def __init__(self, emit: _Emit, fields: Mapping[str, Any]) -> None:
+    def __init__(self, emit: _Emit, within: Span, fields: Mapping[str, Any]) -> None:
         self._emit = emit
+        self._within = within
+        self._span = NO_SPAN
         self._fields = dict(fields)
         self._began = time.perf_counter()
 
@@ -31,16 +34,21 @@ class _Watch:
 
     def __enter__(self) -> Self:
         self._began = time.perf_counter()
+        self._span = self._within.opened(self._kind, self._fields)
+        self._span.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._span.leave()
         if error is not None:
             self._failed(error)
+            self._span.failed(error)
         if self._fields.get("latency_ms") is None:
             self._fields["latency_ms"] = (time.perf_counter() - self._began) * 1000
-        self._emit(self._kind, self._fields)
+        self._span.end(self._fields)
+        self._emit(self._kind, self._fields, self._span)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -74,11 +82,12 @@ class LLMWatch(_Watch):
     def __init__(
         self,
         emit: _Emit,
+        within: Span,
         read: Callable[[Any, Mapping[str, Any] | None, int], dict[str, Any]],
         failure_of: Callable[[BaseException], Failure],
         fields: Mapping[str, Any],
     ) -> None:
-        super().__init__(emit, fields)
+        super().__init__(emit, within, fields)
         self._read = read
         self._failure_of = failure_of
 

@@ -21,12 +21,14 @@ from flywheel.retry import Stopped, retry_in_place
 from flywheel.settings import ArchiverSettings
 from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import transient
+from flywheel.storage.traces import traced_members
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
 from flywheel.waiting import first_of
 from services.archiver import store
 from services.archiver.building import write
 from services.archiver.readiness import unfit
+from services.archiver.tracing import batch_span, lead_to_batch
 
 _log = get_logger(__name__)
 
@@ -102,7 +104,8 @@ class Archiver:
                 metrics.ARCHIVE_WAITING.labels(channel).set(sum(group.waiting for group in groups))
 
     async def _complete(self, conn: store.Connection, batch: store.Batch) -> None:
-        with bound(batch_id=batch.batch_id, channel=batch.channel):
+        members = await traced_members(conn, batch.batch_id)
+        with bound(batch_id=batch.batch_id, channel=batch.channel), batch_span(batch, members):
             started = time.monotonic()
             manifest, sha256 = await write(conn, self._objects, batch, self._rules.part_trajectories)
             if not await store.finish(conn, manifest, sha256):
@@ -113,6 +116,7 @@ class Archiver:
             metrics.ARCHIVED_BYTES.inc(sum(file.bytes for file in manifest.files))
             metrics.ARCHIVED_TRAJECTORIES.inc(manifest.counts.trajectories)
             _log.info("batch ready", rule=batch.rule, **manifest.counts.model_dump())
+            await lead_to_batch(batch, members)
 
     async def _rest(self, stop: asyncio.Event) -> None:
         await first_of(stop, self._news, timeout=self._rules.check_interval_s)

@@ -10,6 +10,7 @@ from datetime import datetime
 
 import asyncpg
 
+from flywheel import tracing
 from flywheel.batches import Manifest, Member, Row
 from flywheel.ids import uuid7
 from flywheel.messages import DEFAULT_CHANNEL, BatchReady
@@ -218,18 +219,22 @@ async def rows_of(conn: Connection, batch_id: str) -> AsyncGenerator[list[Row], 
 
 
 async def finish(conn: Connection, manifest: Manifest, sha256: str) -> bool:
-    """Mark the batch ready and announce it, in one transaction. False when it was ready already."""
+    """Mark the batch ready and announce it, in one transaction; its trace is the current one. False when it was ready
+    already.
+    """
     key = batch_manifest(manifest.batch_id)
     async with conn.transaction():
         done = await conn.fetchval(
             "UPDATE batches SET status = 'ready', trajectories = $2, groups = $3, manifest = $4, manifest_sha256 = $5,"
-            " bytes = $6, ready_at = clock_timestamp() WHERE batch_id = $1 AND status = 'building' RETURNING true",
+            " bytes = $6, trace_context = $7, ready_at = clock_timestamp()"
+            " WHERE batch_id = $1 AND status = 'building' RETURNING true",
             manifest.batch_id,
             manifest.counts.trajectories,
             manifest.counts.groups,
             key,
             sha256,
             sum(file.bytes for file in manifest.files),
+            tracing.current(),
         )
         if not done:
             return False

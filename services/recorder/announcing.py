@@ -11,8 +11,8 @@ from flywheel.topics import TRAJECTORIES
 
 
 async def announce(conn: Any, rows: Sequence[Mapping[str, Any]]) -> list[TrajectoryClosed]:
-    """Enqueue a message for each row of ``trajectories``, and return them."""
+    """Enqueue a message for each row of ``trajectories``, in the trace of its agent, and return them."""
     messages = [TrajectoryClosed(**row) for row in rows]
-    if messages:
-        await enqueue_many(conn, TRAJECTORIES, ((message.trajectory_id, message) for message in messages))
+    contexts = [row["trace_context"] for row in rows]
+    await enqueue_many(conn, TRAJECTORIES, zip([m.trajectory_id for m in messages], messages, contexts, strict=True))
     return messages

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.health import Health
 from flywheel.log import get_logger
 from flywheel.retry import Stopped, retry_in_place
@@ -25,6 +25,7 @@ from flywheel.stream.events_loop import EventsLoop
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.positions import Item, Move
 from flywheel.stream.record import Record
+from flywheel.tracing import messaging
 from flywheel.waiting import first_of
 from services.recorder.days import too_late
 from services.recorder.decode import Decoded, decode
@@ -55,7 +56,7 @@ class Recorder:
         events = [item.value for item in items if item.value is not None]
         try:
             with metrics.WRITE_SECONDS.time():
-                written = await self._store.write(events, moves)
+                written = await self._store.write(events, moves, _traces(items) if tracing.on() else {})
         except asyncpg.CheckViolationError as error:
             raise await too_late(self._pool, error, events) from error
         self._count(written)
@@ -64,6 +65,13 @@ class Recorder:
         for kind, count in Counter([event.row.kind for event in written.inserted]).items():
             metrics.EVENTS_INSERTED.labels(kind).inc(count)
         metrics.EVENTS_DUPLICATE.inc(written.duplicates)
+        tracing.say(
+            {
+                "flywheel.events.inserted": len(written.inserted),
+                "flywheel.events.duplicate": written.duplicates,
+                "flywheel.trajectories.announced": len(written.announced),
+            }
+        )
         for message in written.announced:
             if message.revision == 1:
                 metrics.TRAJECTORIES_CLOSED.labels(message.status.value).inc()
@@ -74,6 +82,17 @@ class Recorder:
         _log.debug(
             "stored", inserted=len(written.inserted), duplicates=written.duplicates, announced=len(written.announced)
         )
+
+
+def _traces(items: Sequence[Item[Decoded]]) -> dict[str, str]:
+    """Return the context of each trajectory that is traced: of its first record here."""
+    found: dict[str, str] = {}
+    for item in items:
+        if item.record.headers and item.value is not None and item.value.delta.trajectory_id not in found:
+            context = messaging.context_of(item.record)
+            if context is not None:
+                found[item.value.delta.trajectory_id] = context
+    return found
 
 
 async def close_silent(

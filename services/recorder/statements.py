@@ -4,6 +4,7 @@ SQL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flywheel.exact import decimal_text
@@ -47,7 +48,7 @@ _TYPES = {
     **dict.fromkeys(("seq_max", "start_seq", "end_seq", "group_size"), "integer"),
     **dict.fromkeys(set(_COUNTERS) - {"reward_sum", "prompt_tokens", "completion_tokens"}, "integer"),
 }  # fmt: skip
-_DELTA = ("trajectory_id", "agent_id", "first_event_at", "seq_max", *_COUNTERS, *_START, *_END)
+_DELTA = ("trajectory_id", "agent_id", "first_event_at", "seq_max", *_COUNTERS, *_START, *_END, "trace_context")
 
 _EARLIER = (
     "(excluded.start_seq IS NOT NULL AND (t.start_seq IS NULL"
@@ -66,7 +67,7 @@ def _choose(condition: str, columns: tuple[str, ...]) -> str:
 
 _ANNOUNCED = (
     "trajectory_id", "revision", "status", "failure", "split", "agent_id", "scenario_id", "group_id", "group_size",
-    "window_id", "model_version", "steps", "llm_calls", "total_reward", "missing", "closed_at",
+    "window_id", "model_version", "steps", "llm_calls", "total_reward", "missing", "closed_at", "trace_context",
 )  # fmt: skip
 
 _LIST = ", ".join(_DELTA)
@@ -103,6 +104,7 @@ ON CONFLICT (trajectory_id) DO UPDATE SET
     window_id = {_HOUR.format(f"coalesce({_STARTED}, {_FIRST_EVENT})")},
     revision = t.revision + (t.status <> 'open' OR excluded.end_seq IS NOT NULL)::int,
     closed_at = coalesce(t.closed_at, excluded.closed_at),
+    trace_context = coalesce(t.trace_context, excluded.trace_context),
     last_ingested_at = clock_timestamp()
 RETURNING {", ".join(_ANNOUNCED)}, outcome_count
 """
@@ -126,8 +128,8 @@ RETURNING {", ".join(f"t.{column}" for column in _ANNOUNCED)}
 OPEN = "SELECT count(*) FROM trajectories WHERE status = 'open'"
 
 
-def upsert_arguments(deltas: list[Delta]) -> list[list[Any]]:
-    """Return the columns of :data:`UPSERT`, one list each."""
+def upsert_arguments(deltas: list[Delta], traces: Mapping[str, str]) -> list[list[Any]]:
+    """Return the columns of :data:`UPSERT`, one list each; ``traces`` are contexts by trajectory."""
     none_of_start, none_of_end = (None,) * len(_START), (None,) * len(_END)
     rows = []
     for d in deltas:
@@ -137,7 +139,7 @@ def upsert_arguments(deltas: list[Delta]) -> list[list[Any]]:
         rows.append(
             (
                 d.trajectory_id, agent_id, d.first_event_at, d.seq_max, *counters,
-                *(start or none_of_start), *(d.end or none_of_end),
+                *(start or none_of_start), *(d.end or none_of_end), traces.get(d.trajectory_id),
             )
         )  # fmt: skip
     return [list(column) for column in zip(*rows, strict=True)]

@@ -24,6 +24,8 @@ from services.recorder.offsets.store import StoredOffsets
 
 _CLOSE_AT_ONCE = 500
 
+_NO_TRACES: Mapping[str, str] = {}
+
 #: Stores events within a transaction and returns those that are new.
 Insert = Callable[[Any, Sequence[Decoded]], Awaitable[Sequence[Decoded]]]
 
@@ -50,8 +52,11 @@ class Store:
         """Return the next offset of each partition; its beginning where none, or an older one, was stored."""
         return await self._offsets.positions(self._pool, beginnings)
 
-    async def write(self, events: Sequence[Decoded], moves: Sequence[Move]) -> Written:
-        """Store events, their trajectories' rows, announcements and offsets: all of it, or nothing.
+    async def write(
+        self, events: Sequence[Decoded], moves: Sequence[Move], traces: Mapping[str, str] = _NO_TRACES
+    ) -> Written:
+        """Store events, their trajectories' rows, announcements and offsets: all of it, or nothing. ``traces`` are the
+        contexts in which trajectories are played, by id.
 
         Raises Rejected for events that contradict stored ones, Fenced when the offsets are not where they were
         expected.
@@ -63,16 +68,17 @@ class Store:
             raise Rejected(contradictions(events, holds))
         if not self._repeats:
             try:
-                return await self._write(events, first, moves, self._copy)
+                return await self._write(events, first, moves, self._copy, traces)
             except asyncpg.UniqueViolationError:
                 self._repeats = True
-        written = await self._write(events, first, moves, self._insert)
+        written = await self._write(events, first, moves, self._insert, traces)
         self._repeats = len(written.inserted) < len(first)
         return written
 
     async def _write(
-        self, events: Sequence[Decoded], first: Mapping[UUID, Decoded], moves: Sequence[Move], insert: Insert
-    ) -> Written:
+        self, events: Sequence[Decoded], first: Mapping[UUID, Decoded], moves: Sequence[Move], insert: Insert,
+        traces: Mapping[str, str],
+    ) -> Written:  # fmt: skip
         async with self._pool.acquire() as conn, conn.transaction():
             await ledger.share(conn)
             await self._offsets.move(conn, moves)
@@ -80,7 +86,7 @@ class Store:
                 return Written()
             # In the order of the ids, so that two processes with the same events never wait for each other in a circle.
             new = await insert(conn, sorted(first.values(), key=lambda event: event.row.event_id.int))
-            changes, announced = await self._merge(conn, new) if new else (ledger.Changes(), [])
+            changes, announced = await self._merge(conn, new, traces) if new else (ledger.Changes(), [])
         changes.count()
         return Written(new, len(events) - len(new), announced)
 
@@ -130,9 +136,11 @@ class Store:
         if len(stored) < len(repeated):
             raise TransientError("an event that was there a moment ago is gone")
 
-    async def _merge(self, conn: Any, events: Sequence[Decoded]) -> tuple[ledger.Changes, list[TrajectoryClosed]]:
+    async def _merge(
+        self, conn: Any, events: Sequence[Decoded], traces: Mapping[str, str]
+    ) -> tuple[ledger.Changes, list[TrajectoryClosed]]:
         deltas = aggregate(event.delta for event in events)
-        changes = await ledger.settle(conn, await conn.fetch(sql.UPSERT, *sql.upsert_arguments(deltas)))
+        changes = await ledger.settle(conn, await conn.fetch(sql.UPSERT, *sql.upsert_arguments(deltas, traces)))
         return changes, await announce(conn, [row for row in changes.rows if row["revision"]])
 
 

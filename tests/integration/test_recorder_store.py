@@ -80,7 +80,7 @@ async def test_any_interleaving_duplication_and_batching_gives_the_same_row_as_t
     row = await pool.fetchrow("SELECT * FROM trajectories WHERE trajectory_id = $1", name)
     assert row is not None
     (pure,) = aggregate(event.delta for event in decoded(events))
-    (_, *want) = (column[0] for column in upsert_arguments([pure]))
+    (_, *want, _) = (column[0] for column in upsert_arguments([pure], {}))
     want[COMPARED.index("reward_sum")] = Decimal(want[COMPARED.index("reward_sum")])
     want[COMPARED.index("split")] = want[COMPARED.index("split")] or "train"
     want[COMPARED.index("status")] = want[COMPARED.index("status")] or "open"

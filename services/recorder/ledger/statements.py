@@ -56,5 +56,5 @@ UPDATE trajectories AS t SET
     revision = t.revision + (t.status <> 'open' AND $4)::int
   FROM unnest($1::text[], $2::text[], $3::int[]) AS new (trajectory_id, total, number)
  WHERE t.trajectory_id = new.trajectory_id
-RETURNING {", ".join(f"t.{column}" for column in TrajectoryClosed.model_fields)}
+RETURNING {", ".join(f"t.{column}" for column in (*TrajectoryClosed.model_fields, "trace_context"))}
 """

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.errors import FatalError, PoisonError, TransientError
 from flywheel.health import Health
 from flywheel.log import bound, get_logger
@@ -26,12 +26,14 @@ from flywheel.storage.objects import ObjectStore
 from flywheel.storage.postgres import transient
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
+from flywheel.tracing.messaging import context_of
 from flywheel.waiting import first_of
 from services.trainer import store
 from services.trainer.ledger import Counts
 from services.trainer.protocol import Done, Failed, Skipped, Stage, Steps
 from services.trainer.scoring.batch import BatchScoring
 from services.trainer.store import Claimed
+from services.trainer.tracing import job_span, stage_spans, traced
 from services.trainer.worker_process import WorkerDied, WorkerProcess
 
 _log = get_logger(__name__)
@@ -92,7 +94,8 @@ class Trainer:
     async def on_batches(self, records: Sequence[Record]) -> None:
         """Note a job for each announced batch; one that has its job changes nothing. Raises PoisonError."""
         batches = [BatchReady.parse(record.value) for record in records]
-        if new := await store.add_jobs(self._pool, batches):
+        traces = {batch.batch_id: context_of(record) for batch, record in zip(batches, records, strict=True)}
+        if new := await store.add_jobs(self._pool, batches, traces):
             _log.info("batches to train on", new=new)
             self._news.set()
 
@@ -104,7 +107,7 @@ class Trainer:
                 self._health.beat("jobs")
                 job = await self._durably(self._next) if self._worker.ready.is_set() else None
                 if job is not None:
-                    with bound(job_id=job.order.job_id, batch_id=job.order.batch_id):
+                    with bound(job_id=job.order.job_id, batch_id=job.order.batch_id), job_span(job):
                         await self._do(job)
                 else:
                     await first_of(stop, self._news, timeout=self._settings.poll_s)
@@ -145,12 +148,13 @@ class Trainer:
             keeper.result()
         if not await self._conclude(job, answer):
             metrics.TRAINING_JOBS.labels("lost").inc()
+            tracing.failed("lost")
             _log.warning("the claim on the job lapsed, its outcome is dropped")
 
     async def _score_and_train(self, job: Claimed, progress: _Progress) -> Answer:
         order = job.order
         if self._scoring.needed(order.channel):
-            scoring = asyncio.create_task(self._scoring.score(order, progress.scored))
+            scoring = asyncio.create_task(traced("score", lambda: self._scoring.score(job.order, progress.scored)))
             ends = [asyncio.create_task(event.wait()) for event in (self._stop, progress.lost)]
             try:
                 await asyncio.wait({scoring, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +181,8 @@ class Trainer:
             return WorkerDied("the claim was lost")
         progress.in_training = True
         try:
-            return await self._worker.train(order, progress.hear)
+            with stage_spans(progress.hear) as hear:
+                return await self._worker.train(order, hear)
         except WorkerDied as died:
             return died
 
@@ -244,12 +249,14 @@ class Trainer:
         self._health.ready("training", True)
         metrics.TRAINING_JOBS.labels("skipped").inc()
         _count_dropped(skipped.counts)
+        tracing.say({"flywheel.job.skipped": skipped.reason})
         _log.info("job skipped", reason=skipped.reason, message=skipped.message, counts=skipped.counts)
         return True
 
     async def _again_or_never(self, job: Claimed, error: str, counts: Counts) -> bool:
         if job.attempt >= self._settings.attempts:
             return await self._failed(job, f"failed in try {job.attempt}: {error}", counts)
+        tracing.failed("try_failed")
         _log.error("try failed", attempt=job.attempt, of=self._settings.attempts, error=error, retry_in_s=_RETRY_S)
         return await self._durably(
             lambda: store.put_back(self._pool, job, error=error, wait_s=_RETRY_S, counts_as_attempt=True)
@@ -259,6 +266,7 @@ class Trainer:
         if not await self._durably(lambda: store.fail(self._pool, job, error, counts)):
             return False
         metrics.TRAINING_JOBS.labels("failed").inc()
+        tracing.failed("job_failed")
         _log.error("job failed", error=error, counts=counts)
         return True
 

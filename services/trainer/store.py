@@ -30,6 +30,7 @@ _RUNNING = "('preparing', 'scoring', 'training', 'evaluating', 'uploading')"
 #: Jobs that nobody works on: waiting ones, and those whose claim lapsed.
 _FREE = f"""(j.status = 'pending' AND coalesce(j.not_before <= clock_timestamp(), true)
              OR j.status IN {_RUNNING} AND j.claim_until < clock_timestamp())"""
+_NO_TRACES: Mapping[str, str | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +40,26 @@ class Claimed:
     claim: str
     attempt: int
     order: Order
+    trace_context: str | None = None
+    """Where the batch's trace goes on."""
 
 
-async def add_jobs(pool: asyncpg.Pool, batches: Sequence[BatchReady]) -> int:
-    """Note a pending job for each batch that has none yet, in one transaction; return how many were new."""
+async def add_jobs(
+    pool: asyncpg.Pool, batches: Sequence[BatchReady], traces: Mapping[str, str | None] = _NO_TRACES
+) -> int:
+    """Note a pending job for each batch that has none yet, in one transaction; return how many were new. ``traces`` are
+    the contexts of announcements, by batch.
+    """
     rows = await pool.fetch(
-        """INSERT INTO training_jobs (job_id, batch_id, channel, manifest, manifest_sha256, status)
-           SELECT *, 'pending' FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+        """INSERT INTO training_jobs (job_id, batch_id, channel, manifest, manifest_sha256, trace_context, status)
+           SELECT *, 'pending' FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
                ON CONFLICT (batch_id) DO NOTHING RETURNING job_id""",
         [str(uuid7()) for _ in batches],
         [batch.batch_id for batch in batches],
         [batch.channel for batch in batches],
         [batch.manifest for batch in batches],
         [batch.manifest_sha256 for batch in batches],
+        [traces.get(batch.batch_id) for batch in batches],
     )
     return len(rows)
 
@@ -66,8 +74,8 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("SELECT pg_advisory_xact_lock($1)", _CLAIM_LOCK)
         job = await conn.fetchrow(
-            f"""SELECT j.job_id, j.batch_id, j.channel, j.manifest, j.manifest_sha256, m.version, m.number,
-                       m.base_model, m.artifact::text AS artifact
+            f"""SELECT j.job_id, j.batch_id, j.channel, j.manifest, j.manifest_sha256, j.trace_context, m.version,
+                       m.number, m.base_model, m.artifact::text AS artifact
                   FROM training_jobs j
                   JOIN deployments d ON d.channel = j.channel AND d.status = 'active'
                   JOIN models m ON m.model_id = d.model_id
@@ -107,7 +115,7 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
         manifest_sha256=job["manifest_sha256"], model_id=str(uuid7()), parent=parent, policies=policies,
         started_at=taken["started_at"],
     )  # fmt: skip
-    return Claimed(token, taken["attempt"], order)
+    return Claimed(token, taken["attempt"], order, job["trace_context"])
 
 
 async def renew(

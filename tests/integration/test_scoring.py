@@ -9,10 +9,12 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from flywheel import tracing
 from tests.support import judge as bad
 from tests.support.judge import HOPELESS, Judge
 from tests.support.scoring import attempt, group_of
 from tests.support.scoring_bench import Bench, again, fresh
+from tests.support.tracing import text, traced
 from tests.support.world import unique
 
 pytestmark = pytest.mark.stack
@@ -47,6 +49,23 @@ async def test_the_judge_scores_and_everything_is_written_down(pool: asyncpg.Poo
         assert (call["outcome"], call["prompt_tokens"], call["completion_tokens"]) == ("answered", 1000, 100)
         assert call["usd"] == pytest.approx(0.003)
         assert call["latency_s"] > 0
+
+
+async def test_each_request_to_the_judge_is_traced_without_what_was_said(pool: asyncpg.Pool, judge: Judge) -> None:
+    judge.modes = [bad.status(503), bad.fine]
+    bench = Bench(pool, judge, fresh(0.2, 0.9))
+    with traced() as spans, tracing.span("train"):
+        await bench.score(judge_passes=1)
+    train = spans.one("train")
+    refused, answered = (span for span in spans.all() if span.name == "chat judge-1")
+    assert refused.parent == answered.parent == train.context
+    assert (refused.attributes or {})["flywheel.judge.outcome"] == "http_503"
+    said = dict(answered.attributes or {})
+    assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"]) == (1000, 100)
+    assert (said["gen_ai.operation.name"], said["gen_ai.request.model"]) == ("chat", "judge-1")
+    assert said["server.port"] == int(judge.url.rpartition(":")[2].partition("/")[0])
+    assert "quality" not in answered.to_json()
+    assert [asked.trace for asked in judge.asked] == [text(refused), text(answered)]
 
 
 async def test_equal_attempts_are_shown_once_and_get_one_score(pool: asyncpg.Pool, judge: Judge) -> None:

@@ -26,6 +26,7 @@ class Asked:
     attempts: dict[str, str]
     shared: str
     key: str | None
+    trace: str | None = None
 
 
 Mode = Callable[["Judge", web.Request, Asked], Any]
@@ -59,7 +60,7 @@ class Judge:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         shared, attempts = read(body["messages"][1]["content"])
-        asked = Asked(body, attempts, shared, request.headers.get("authorization"))
+        asked = Asked(body, attempts, shared, request.headers.get("authorization"), request.headers.get("traceparent"))
         self.asked.append(asked)
         if self.hold is not None:
             await self.hold.wait()

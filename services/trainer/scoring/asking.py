@@ -21,6 +21,7 @@ from services.trainer.scoring.client import Answer, JudgeClient, NoAnswer
 from services.trainer.scoring.port import JudgeFailed, JudgeFailure
 from services.trainer.scoring.prompt import Question, estimate_tokens
 from services.trainer.scoring.store import Cost, JudgeCalls
+from services.trainer.scoring.tracing import judge_span, judged
 from services.trainer.scoring.verdict import Opinion, Unusable, correction, parse
 
 _log = get_logger(__name__)
@@ -95,7 +96,9 @@ class Asking:
             call_id = await self._durably(lambda: self._calls.reserve(question, most))
             began = time.monotonic()
             try:
-                answer = await self._client.ask(messages, ids)
+                with judge_span(self._settings, attempt):
+                    answer = await self._client.ask(messages, ids)
+                    judged(answer)
             except NoAnswer as failed:
                 cost = None if failed.charged else self._calls.cost(0, 0)
                 await self._settle(call_id, failed.outcome, cost, time.monotonic() - began, detail=str(failed))

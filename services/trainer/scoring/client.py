@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from flywheel import traceparent, tracing
 from flywheel.scoring_settings import ScoringSettings
 from services.trainer.scoring.prompt import answer_schema
 
@@ -106,6 +107,8 @@ class JudgeClient:
     async def _post(self, request: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
         key = self._settings.judge_key
         headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        if (context := tracing.current()) is not None:
+            headers[traceparent.HEADER] = context  # a judge of our own may go on in the trace
         body = bytearray()
         try:
             async with (

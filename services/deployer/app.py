@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from flywheel.artifacts import read_manifest
 from flywheel.errors import IntegrityError, PoisonError
 from flywheel.log import bound, get_logger
 from flywheel.messages import Ack, ModelTrained
 from flywheel.storage.objects import ObjectStore
+from flywheel.storage.traces import traced_members
 from flywheel.stream.outbox import OutboxRelay
 from flywheel.stream.record import Record
+from flywheel.tracing.messaging import context_of
 from services.deployer import registry
+from services.deployer.tracing import about_ack, about_model, lead_to_model
 
 _log = get_logger(__name__)
 
@@ -42,8 +45,10 @@ class Deployer:
         """Store what agents said of deployments. Raises PoisonError for a message that is none."""
         acks = [Ack.parse(record.value) for record in records]
         await registry.record_acks(self.pool, acks)
-        for ack in acks:
+        for ack, record in zip(acks, records, strict=True):
             metrics.ACKS.labels(ack.status).inc()
+            if (context := context_of(record)) is not None:
+                tracing.mark("acknowledge", parent=context, attributes=about_ack(ack))
             if ack.status == "failed":
                 _log.warning(
                     "an agent could not load a version", agent_id=ack.agent_id, channel=ack.channel,
@@ -74,6 +79,7 @@ class Deployer:
             if done is None:
                 return
             decision = done.decision
+            tracing.say(about := about_model(model, done))
             metrics.MODELS_REGISTERED.labels(model.origin).inc()
             _log.info(
                 "registered", version=str(decision.version), number=decision.number, origin=model.origin,
@@ -82,13 +88,15 @@ class Deployer:
             if done.update is None:
                 metrics.MODELS_WITHHELD.inc()
                 _log.warning("not deployed", version=str(decision.version), reason=decision.reason)
-                return
-            metrics.DEPLOYED_NUMBER.labels(model.channel).set(decision.number)
-            _log.info(
-                "deployed", version=str(decision.version), deployment_id=done.update.deployment_id,
-                reason=decision.reason,
-            )  # fmt: skip
-            self.relay.nudge()
+            else:
+                metrics.DEPLOYED_NUMBER.labels(model.channel).set(decision.number)
+                _log.info(
+                    "deployed", version=str(decision.version), deployment_id=done.update.deployment_id,
+                    reason=decision.reason,
+                )  # fmt: skip
+                self.relay.nudge()
+            if model.batch_id is not None:
+                await lead_to_model(await traced_members(self.pool, model.batch_id), about)
 
 
 def check_artifact(store: ObjectStore, model: ModelTrained) -> None:

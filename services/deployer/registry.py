@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from flywheel import tracing
 from flywheel.ids import uuid7
 from flywheel.messages import Ack, Artifact, ModelTrained, ModelUpdate
 from flywheel.storage.postgres import Connection
@@ -59,7 +60,7 @@ async def announce_active(pool: asyncpg.Pool) -> list[ModelUpdate]:
         async with pool.acquire() as conn, conn.transaction():
             await _lock(conn, channel)  # a deployment decided meanwhile must stay the last message
             row = await conn.fetchrow(
-                """SELECT deployment_id, d.channel, d.version, d.number, d.share, d.deployed_at,
+                """SELECT deployment_id, d.channel, d.version, d.number, d.share, d.deployed_at, m.trace_context,
                           m.artifact::text AS artifact
                      FROM deployments d JOIN models m USING (model_id)
                     WHERE d.channel = $1 AND d.status = 'active'""",
@@ -67,7 +68,7 @@ async def announce_active(pool: asyncpg.Pool) -> list[ModelUpdate]:
             )
             if row is not None:
                 update = ModelUpdate(**{**row, "artifact": Artifact.parse(row["artifact"])})
-                await enqueue(conn, MODEL_UPDATES, channel, update)
+                await enqueue(conn, MODEL_UPDATES, channel, update, row["trace_context"])
                 announced.append(update)
     return announced
 
@@ -131,12 +132,13 @@ async def _current(conn: Connection, channel: str, history: Sequence[Registered]
 async def _insert_model(conn: Connection, model: ModelTrained, decision: Decision) -> None:
     await conn.execute(
         """INSERT INTO models (model_id, channel, version, number, origin, generation, parent_version, batch_id, job_id,
-                               base_model, artifact, metrics, evaluation, trained_at)
-           SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, m -> 'artifact', m -> 'metrics', m -> 'evaluation', $12
+                               base_model, artifact, metrics, evaluation, trained_at, trace_context)
+           SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, m -> 'artifact', m -> 'metrics', m -> 'evaluation', $12, $13
              FROM (SELECT $11::jsonb AS m) AS message""",
         model.model_id, model.channel, str(decision.version), decision.number, model.origin, decision.generation,
         model.parent_version, model.batch_id, model.job_id, model.base_model,
         model.model_dump_json(include={"artifact", "metrics", "evaluation"}), model.trained_at,
+        tracing.current(),
     )  # fmt: skip
 
 

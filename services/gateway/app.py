@@ -6,17 +6,19 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 import asyncpg
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from flywheel import metrics as catalogue
+from flywheel import tracing
 from flywheel.health import Health, Report
 from services.gateway import problems
 from services.gateway.api import api
 from services.gateway.broker import BrokerWatch
 from services.gateway.figures import Figures
-from services.gateway.guard import VIEWER, Observer, TokenGuard
+from services.gateway.guard import OPEN, VIEWER, Observer, TokenGuard
 from services.gateway.pages import pages
 
 _DESCRIPTION = """\
@@ -34,8 +36,9 @@ def create_app(
     With a ``token`` everything but probes and metrics asks for it. Without ``broker`` lag and dead letters are unknown.
     """
     app = FastAPIOffline(  # the viewer at /docs comes from here, not from the internet
-        redoc_url=None, static_url=VIEWER, title="Flywheel gateway", version=_version(), description=_DESCRIPTION
-    )
+        redoc_url=None, static_url=VIEWER, title="Flywheel gateway", version=_version(), description=_DESCRIPTION,
+        telemetry=_telemetry(),
+    )  # fmt: skip
     figures = Figures(pool, broker)
     _probes(app, health)
     app.include_router(api(pool, figures))
@@ -58,9 +61,18 @@ def _probes(app: FastAPI, health: Health) -> None:
         return _answer(health.ready_report())
 
     @app.get("/metrics", tags=["operation"])
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Prometheus metrics."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        body, media_type = catalogue.exposition(request.headers.get("accept", ""))
+        return Response(body, media_type=media_type)
+
+
+def _telemetry() -> TelemetryConfig:
+    """Have FastAPI trace requests with what traces everything else here, and configure nothing by itself."""
+    return {
+        "tracing": tracing.on(), "tracer_provider": tracing.tracer_provider(), "operation_spans": False,
+        "metrics": False, "logs": False, "auto_configure": False, "exclude": lambda scope: scope["path"] in OPEN,
+    }  # fmt: skip
 
 
 def _answer(report: Report) -> Response:

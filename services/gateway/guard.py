@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flywheel import metrics
+from flywheel import metrics, tracing
 from services.gateway.problems import problem
 
 #: Answered without a token: probes, scrapers, and the style sheet, which holds no data.
@@ -75,6 +75,8 @@ class Observer:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if traced := tracing.ids():
+                    headers["X-Trace-Id"] = traced["trace_id"]
                 headers.setdefault("Content-Security-Policy", _POLICY_DOCS if scope["path"] == "/docs" else _POLICY)
             await send(message)
 
@@ -88,7 +90,7 @@ class Observer:
             finally:
                 route = _template(scope)
                 metrics.REQUESTS.labels(_method(scope), route, str(status)).inc()
-                metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+                metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started, tracing.exemplar())
 
 
 def _digest(token: str) -> bytes:

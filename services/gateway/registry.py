@@ -34,7 +34,8 @@ _AGENTS = Keyset("channel", "agent_id", ("text", "text"))
 _MODEL = """SELECT * FROM (
               SELECT m.model_id, m.channel, m.version, m.number, origin, generation, parent_version, batch_id, job_id,
                      base_model, artifact::text AS artifact, metrics::text AS metrics, evaluation::text AS evaluation,
-                     trained_at, registered_at, d.model_id IS NOT NULL AS deployed
+                     trained_at, registered_at, d.model_id IS NOT NULL AS deployed,
+                     substr(m.trace_context, 4, 32) AS trace_id
                 FROM models m LEFT JOIN deployments d ON d.model_id = m.model_id AND d.status = 'active') AS models"""
 _DEPLOYMENT = """SELECT * FROM (
               SELECT deployment_id, channel, model_id, version, number, status, share, reason, deployed_at, ended_at,

@@ -31,23 +31,29 @@ EXPORT_IDLE_S = 60
 #: Trajectories that an export holds in memory.
 EXPORT_CHUNK = 20
 
+
+def columns(kind: type[View]) -> str:
+    """Return what to select of the table that a view shows, where the two have the same names."""
+    return ", ".join("substr(trace_context, 4, 32) AS trace_id" if n == "trace_id" else n for n in kind.model_fields)
+
+
 _TRAJECTORIES = Keyset("first_ingested_at", "trajectory_id", ("time", "text"), descending=True)
 _EVENTS = Keyset("seq", "event_id", ("int", "uuid"))
 _BATCHES = Keyset("created_at", "batch_id", ("time", "text"), descending=True)
 _JOBS = Keyset("created_at", "job_id", ("time", "text"), descending=True)
 
-_TRAJECTORY = f"SELECT {', '.join(TrajectoryRow.model_fields)} FROM trajectories"
+_TRAJECTORY = f"SELECT {columns(TrajectoryRow)} FROM trajectories"
 _EVENT = """SELECT event_id, seq, kind, step, time, ingested_at, src_partition AS partition,
                    src_offset AS "offset", body
               FROM events"""
-_BATCH = f"SELECT {', '.join(BatchRow.model_fields)} FROM batches"
+_BATCH = f"SELECT {columns(BatchRow)} FROM batches"
 _JOB = """SELECT * FROM (
             SELECT j.job_id, j.batch_id, j.channel, status, attempt, j.parent_version, j.model_id, m.version,
                    steps_done, steps_total, counts::text AS counts, j.metrics::text AS metrics, error,
-                   created_at, started_at, updated_at, finished_at
+                   created_at, started_at, updated_at, finished_at, substr(j.trace_context, 4, 32) AS trace_id
               FROM training_jobs j LEFT JOIN models m ON m.model_id = j.model_id) AS jobs"""
 _MEMBER = """SELECT q.trajectory_id, q.revision, q.latest_revision, q.group_id, t.agent_id, q.scenario_id,
-                    t.model_version, t.total_reward
+                    t.model_version, t.total_reward, substr(t.trace_context, 4, 32) AS trace_id
                FROM archive_queue q LEFT JOIN trajectories t USING (trajectory_id)
               WHERE q.batch_id = $1 ORDER BY q.group_id, q.trajectory_id"""
 #: The days that hold events of trajectory $1 and were dropped from the database.

@@ -54,6 +54,7 @@ class TrajectoryRow(View):
     started_at: datetime | None
     ended_at: datetime | None
     first_ingested_at: datetime
+    trace_id: str | None = Field(description="OpenTelemetry trace of its play; null: not traced")
 
 
 class EventRow(View):
@@ -84,6 +85,7 @@ class BatchRow(View):
     bytes: int | None
     created_at: datetime
     ready_at: datetime | None
+    trace_id: str | None = Field(description="OpenTelemetry trace that goes on to the model; null: not traced")
 
 
 class Member(View):
@@ -97,6 +99,7 @@ class Member(View):
     scenario_id: str | None
     model_version: str | None
     total_reward: float | None
+    trace_id: str | None = Field(description="its own OpenTelemetry trace; null: not traced")
 
 
 class JobRow(View):
@@ -119,6 +122,7 @@ class JobRow(View):
     started_at: datetime | None
     updated_at: datetime
     finished_at: datetime | None
+    trace_id: str | None = Field(description="OpenTelemetry trace of its batch; null: not traced")
 
 
 class BatchWhole(BatchRow):
@@ -147,6 +151,7 @@ class ModelRow(View):
     trained_at: datetime
     registered_at: datetime
     deployed: bool = Field(description="whether it is what its channel's agents shall run")
+    trace_id: str | None = Field(description="OpenTelemetry trace that it was made in; null: not traced")
 
 
 class DeploymentRow(View):

@@ -70,13 +70,14 @@ def _panel(panel: Panel) -> stat.Panel | timeseries.Panel:
     if panel.note:
         built.description(panel.note)
     for letter, query in zip("ABCDEFGH", panel.queries, strict=False):
-        built.with_target(
+        asked = (
             prometheus.Dataquery()
             .ref_id(letter)
             .datasource(_SOURCE)
             .expr(query.expression)
             .legend_format(query.legend)
         )  # fmt: skip
+        built.with_target(asked.exemplar(True) if query.expression.startswith("histogram_quantile") else asked)
     return built
 
 

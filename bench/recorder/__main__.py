@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from bench.recorder import latency, memory, throughput
 from bench.recorder.world import fresh_world
 from deploy.local.stack import LocalStack
 from flywheel.log import configure
+from tests.support.collector import Collector
 from tests.support.processes import ROOT
 
 _FIGURES = ROOT / "var" / "bench" / "recorder.json"
@@ -40,9 +42,15 @@ async def main(arguments: argparse.Namespace) -> int:
             console.print(f"  {name} = {value}", highlight=False)
 
     began = time.monotonic()
+    tracing = AsyncExitStack()
     try:
         await stack.start(on_progress=lambda line: console.print(line, style="dim", highlight=False))
-        logs = Path(stack.env["FLYWHEEL_VAR"])
+        logs, env, traced = Path(stack.env["FLYWHEEL_VAR"]), dict(stack.env), arguments.traced or 0.0
+        if arguments.traced is not None:
+            collector = await tracing.enter_async_context(Collector(keep=False))
+            env |= {
+                "FLYWHEEL_OTEL": "on", "FLYWHEEL_OTEL_RATIO": str(traced), "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            }  # fmt: skip
         only = set(arguments.only or ("limit", "one", "two", "faust", "latency", "memory"))
         if "limit" in only:
             async with fresh_world(stack.env, logs) as world:
@@ -50,7 +58,7 @@ async def main(arguments: argparse.Namespace) -> int:
                 note(copy_limit_rows_per_s=round(rate.per_s), copy_limit_cpu_us=round(rate.cpu_us, 1))
         for name, key, processes in (("one", "recorder", 1), ("two", "recorder_two_processes", 2)):
             if name in only:
-                async with fresh_world(stack.env, logs) as world:
+                async with fresh_world(env, logs, traced) as world:
                     rate = await throughput.recorder(world, arguments.events, processes)
                     note(**{f"{key}_events_per_s": round(rate.per_s), f"{key}_cpu_us": round(rate.cpu_us, 1)})
         if "faust" in only:
@@ -65,6 +73,7 @@ async def main(arguments: argparse.Namespace) -> int:
                 few, many = await memory.resident(world, _OPEN)
                 note(rss_mb_1k_open=few, rss_mb_100k_open=many)
     finally:
+        await tracing.aclose()
         await stack.stop()
         if not arguments.keep:
             shutil.rmtree(var, ignore_errors=True)
@@ -113,6 +122,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15.0, help="length of the latency run (%(default)s)")
     parser.add_argument(
         "--only", nargs="+", choices=("limit", "one", "two", "faust", "latency", "memory"), help="measure these alone"
+    )
+    parser.add_argument(
+        "--traced", type=float, metavar="SHARE", help="trace this share of trajectories; without it, tracing is off"
     )
     parser.add_argument("--keep", action="store_true", help="keep the stack's folder, with the services' logs")
     return parser.parse_args()

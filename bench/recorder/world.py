@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import asyncpg
 
+from flywheel import traceparent
 from flywheel.days import today
+from flywheel.sdk.chance import fraction
 from flywheel.storage import days
 from flywheel.stream.producer import Producer
 from flywheel.topics import EVENTS
@@ -19,15 +22,17 @@ from tests.support.processes import ServiceProcess
 from tests.support.world import empty_topics, fresh_database
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_NONE: dict[str, str] = {}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class World:
     """An empty database and empty topics; ``env`` points services at them."""
 
-    def __init__(self, env: dict[str, str], logs: Path) -> None:
+    def __init__(self, env: dict[str, str], logs: Path, traced: float = 0.0) -> None:
         self.env = env
         self._logs = logs
+        self._traced = traced
 
     @property
     def kafka(self) -> str:
@@ -40,12 +45,14 @@ class World:
         return self.env["FLYWHEEL_POSTGRES"]
 
     async def publish(self, events: Iterable[tuple[str, bytes]]) -> int:
-        """Publish events as fast as the broker takes them; return how many, once it has them all."""
+        """Publish events as fast as the broker takes them; return how many, once it has them all. Those of the share
+        of trajectories that is traced carry a trace context.
+        """
         producer = Producer(self.kafka, linger_ms=20)
         await producer.start()
         count = 0
         for key, value in events:
-            await producer.send(EVENTS.name, key, value)
+            await producer.send(EVENTS.name, key, value, _context(key) if fraction(key) < self._traced else _NONE)
             count += 1
         await producer.stop()
         return count
@@ -65,13 +72,19 @@ class World:
 
 
 @asynccontextmanager
-async def fresh_world(env: dict[str, str], logs: Path) -> AsyncIterator[World]:
-    """Give an empty world on a running stack."""
+async def fresh_world(env: dict[str, str], logs: Path, traced: float = 0.0) -> AsyncIterator[World]:
+    """Give an empty world on a running stack, in which this share of trajectories is traced by their agents."""
     await empty_topics(env["FLYWHEEL_KAFKA"])
     async with fresh_database(env["FLYWHEEL_POSTGRES"]) as dsn:
         async with connected(dsn) as connection:
             await days.make(connection, today())  # as a recorder does when it starts: the others get the same table
-        yield World({**env, "FLYWHEEL_POSTGRES": dsn, "FLYWHEEL_ENV_FILE": os.devnull}, logs)
+        yield World({**env, "FLYWHEEL_POSTGRES": dsn, "FLYWHEEL_ENV_FILE": os.devnull}, logs, traced)
+
+
+def _context(trajectory_id: str) -> dict[str, str]:
+    """Return the headers of an event of a traced trajectory."""
+    digest = hashlib.blake2b(trajectory_id.encode(), digest_size=24).hexdigest()
+    return {traceparent.HEADER: f"00-{digest[:32]}-{digest[32:]}-01"}
 
 
 @asynccontextmanager

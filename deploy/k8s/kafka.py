@@ -20,7 +20,7 @@ from flywheel.topics import (
     Topic,
 )
 
-API = "kafka.strimzi.io/v1beta2"
+API = "kafka.strimzi.io/v1"
 CLUSTER = "flywheel"
 REPLICAS = 3
 IN_STEP = 2

@@ -174,7 +174,7 @@ PLATFORM = (
     ),
     Alert(
         "BackupOld", "page",
-        f"time() - max(cnpg_collector_last_available_backup_timestamp{{{_OURS}}}) > 36 * 3600",
+        f"time() - max(barman_cloud_cloudnative_pg_io_last_available_backup_timestamp{{{_OURS}}}) > 36 * 3600",
         "The last backup of Postgres is {{ $value | humanizeDuration }} old.", "10m",
     ),
     Alert(

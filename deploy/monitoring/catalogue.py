@@ -38,8 +38,8 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "strimzi_certificate_expiration_timestamp_ms",
     ),
     "CloudNativePG": (
+        "barman_cloud_cloudnative_pg_io_last_available_backup_timestamp",  # by its Barman Cloud plugin
         "cnpg_backends_total",
-        "cnpg_collector_last_available_backup_timestamp",
         "cnpg_pg_database_size_bytes",
         "cnpg_pg_replication_lag",
         "cnpg_pg_settings_setting",

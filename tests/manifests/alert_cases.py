@@ -39,7 +39,7 @@ _ROOM = 'kubelet_volume_stats_capacity_bytes{namespace="flywheel",persistentvolu
 _CERTIFICATE = 'strimzi_certificate_expiration_timestamp_ms{cluster="flywheel",type="cluster-ca"}'
 _BACKENDS = 'cnpg_backends_total{namespace="flywheel",pod="p",state="idle"}'
 _ALLOWED = 'cnpg_pg_settings_setting{namespace="flywheel",name="max_connections"}'
-_BACKUP = 'cnpg_collector_last_available_backup_timestamp{namespace="flywheel",pod="p"}'
+_BACKUP = 'barman_cloud_cloudnative_pg_io_last_available_backup_timestamp{namespace="flywheel",pod="p"}'
 _WAL = 'cnpg_pg_stat_archiver_failed_count{namespace="flywheel",pod="p"}'
 _REPLICA = 'cnpg_pg_replication_lag{namespace="flywheel",pod="p"}'
 

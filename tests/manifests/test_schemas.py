@@ -14,7 +14,7 @@ from tests.manifests.conftest import built
 from tests.manifests.resources import Resource, named, one
 from tests.manifests.schemas import problems, validators
 
-VERSION = "1.34"
+VERSION = "1.37"
 
 
 def unfit(resource: Resource, definitions: Path) -> list[str]:

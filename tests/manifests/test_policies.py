@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tests.cluster.operands import operands
+from tests.cluster.operators import PAGE, secrets_from_outside, secrets_of_operators
 from tests.manifests.resources import PodTemplate, Resource, chooses, named, of_kind, one, pods, strings
 
 PINNED = re.compile(r"^[\w.\-/]+:(?!latest)[\w.\-]*\d[\w.\-]*(@sha256:[0-9a-f]{64})?$")
@@ -32,6 +34,18 @@ def test_no_container_can_gain_rights_or_write_its_root(resources: list[dict[str
         assert context["readOnlyRootFilesystem"] is True, pod.owner
         assert context["capabilities"] == {"drop": ["ALL"]}, pod.owner
         assert not context.get("privileged") and "runAsUser" not in context, pod.owner
+
+
+def test_pods_that_operators_make_are_let_into_the_namespace(resources: list[dict[str, Any]]) -> None:
+    """Strimzi hardens nothing by default: what the namespace asks of its pods must stand in our resources."""
+    made = of_kind(list(operands(resources)), "Pod")
+    for pod in made:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True, named(pod)
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, named(pod)
+        for container in (*pod["spec"]["containers"], *pod["spec"]["initContainers"]):
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False, named(pod)
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, named(pod)
+    assert len(made) >= 3
 
 
 def test_no_pod_shares_the_node(resources: list[dict[str, Any]]) -> None:
@@ -123,6 +137,11 @@ def test_no_secret_is_in_the_manifests(resources: list[dict[str, Any]]) -> None:
         )
 
 
+def test_no_secret_is_made_by_hand_and_by_an_operator(resources: list[dict[str, Any]]) -> None:
+    outside = secrets_from_outside(PAGE.read_text(encoding="utf-8"))
+    assert len(outside) >= 4 and not outside.keys() & secrets_of_operators(resources).keys()
+
+
 def test_every_service_survives_the_draining_of_a_node(resources: list[dict[str, Any]]) -> None:
     budgets = of_kind(resources, "PodDisruptionBudget")
     for pod in pods(resources):
@@ -130,7 +149,11 @@ def test_every_service_survives_the_draining_of_a_node(resources: list[dict[str,
             (budget,) = [b for b in budgets if chooses(b["spec"]["selector"], pod.labels)]
             # Of a single replica too: a drain must not wait for ever.
             assert budget["spec"]["maxUnavailable"] == 1, pod.owner
-            assert pod.spec["topologySpreadConstraints"], pod.owner
+            spread = pod.spec["topologySpreadConstraints"]
+            assert spread, pod.owner
+            if pod.owner.startswith("Deployment/"):
+                # Else pods of the version that goes count too, and the new ones may end side by side.
+                assert all(each["matchLabelKeys"] == ["pod-template-hash"] for each in spread), pod.owner
 
 
 def test_what_is_scaled_automatically_states_no_number_itself(resources: list[dict[str, Any]]) -> None:

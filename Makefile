@@ -104,6 +104,11 @@ manifests: setup ## build every Kubernetes overlay, hold it against schemas, rul
 images-test: setup ## build the images without a daemon, and turn the loop with every part of it in its container
 	$(BIN)/python -m pytest tests/images
 
+# etcd, Kubernetes and kwok are built once with Go (ten minutes of one processor). CLUSTER=--keep leaves the cluster up to look at.
+.PHONY: cluster-test
+cluster-test: setup ## apply every Kubernetes overlay to a real API server, and see what becomes of it
+	$(BIN)/python -m tests.cluster $(CLUSTER)
+
 .PHONY: docs
 docs: setup ## write the generated pages of docs/ and the generated manifests from the code
 	$(BIN)/python -m flywheel.tools.docs

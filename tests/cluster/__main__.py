@@ -74,7 +74,7 @@ def run(told: argparse.Namespace) -> int:
     var.mkdir(parents=True, exist_ok=True)
     (var / "report.json").unlink(missing_ok=True)  # of another run
     folder = Path(tempfile.mkdtemp(dir=var, prefix="run-"))
-    ok = False
+    kept = True
     try:
         with ControlPlane(programs, folder) as plane:
             say(f"cluster: Kubernetes {version(KUBERNETES)} at {plane.address}, nodes by kwok {version(KWOK)}")
@@ -84,16 +84,19 @@ def run(told: argparse.Namespace) -> int:
             scenario(World(plane.kubectl, work), report, programs, definitions)
             written = report.written(_about(built))
             write(var / "report.json", written)
-            ok = report.ok
+            kept = told.keep or not report.ok
             _conclude(report, written, var / "report.json")
             if told.keep:
                 _stay(plane)
+    except KeyboardInterrupt:
+        kept = told.keep
+        raise
     finally:
-        if ok and not told.keep:
-            shutil.rmtree(folder)
-        else:
+        if kept:
             say(f"cluster: logs and all else of this run are in {folder}")
-    return 0 if ok else 1
+        else:
+            shutil.rmtree(folder)
+    return 0 if report.ok else 1
 
 
 def _about(built: float) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
     told = options()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
         return run(told)

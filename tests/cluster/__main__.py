@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,9 +113,10 @@ def _conclude(report: Report, written: dict[str, Any], path: Path) -> None:
 
 def _stay(plane: ControlPlane) -> None:
     say(f"cluster: it stays until Ctrl-C: export KUBECONFIG={plane.kubeconfig}")
-    while True:
-        plane.check()
-        time.sleep(1.0)
+    with suppress(KeyboardInterrupt):
+        while True:
+            plane.check()
+            time.sleep(1.0)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

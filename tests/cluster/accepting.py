@@ -31,7 +31,7 @@ def secrets_are_made(world: World, folder: Path) -> str:
     """The secrets that the page tells people to make, and those that operators make."""
     outside = secrets_from_outside(PAGE.read_text(encoding="utf-8"))
     operators = secrets_of_operators(world.built(folder))
-    assert outside and operators
+    assert outside and operators, f"found in {PAGE.name}: {list(outside)}, asked of operators: {list(operators)}"
     twice = outside.keys() & operators.keys()
     assert not twice, f"made by hand and by an operator: {', '.join(twice)}"
     namespace = of_kind(world.built(folder), "Namespace")
@@ -78,7 +78,7 @@ def operands_are_let_in(world: World, folder: Path) -> str:
     assert warned == "", warned
     names = [pod["metadata"]["name"] for pod in of_kind(wanted, "Pod")]
     world.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod", *names)
-    assert len(said.splitlines()) == len(wanted)
+    assert len(said.splitlines()) == len(wanted), f"{said} of {len(wanted)}"
     return f"{len(names)} pods, as the operators make them: {', '.join(names)}"
 
 
@@ -86,7 +86,7 @@ def network_is_closed(world: World) -> str:
     """Policies are taken; one denies everything, and each pod of ours is in at least one that opens something."""
     policies = world.kubectl.items("networkpolicies")
     closed = one(policies, "NetworkPolicy", "default-deny")["spec"]
-    assert not closed["podSelector"] and set(closed["policyTypes"]) == {"Ingress", "Egress"}
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, f"default-deny is {closed}"
     opened = [p["spec"]["podSelector"] for p in policies if p["spec"]["podSelector"]]
     for pod in world.pods():
         labels = pod["metadata"]["labels"]

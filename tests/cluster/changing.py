@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.cluster.kubectl import NAMESPACE
 from tests.cluster.nodes import NEVER_READY
-from tests.cluster.world import OVERLAYS, World, eventually
+from tests.cluster.world import OVERLAYS, World, eventually, none_left
 
 #: What the Topic Operator puts on every KafkaTopic, and takes off when it has deleted the topic.
 _FINALIZER = "strimzi.io/topic-operator"
@@ -128,10 +128,7 @@ def broken(world: World, base: Path) -> Path:
 
 def nothing_is_stuck(world: World) -> str:
     """Hold that nothing is left of what was before. Raises AssertionError naming what is."""
-    try:
-        eventually(lambda: not _stuck(world), "nothing is stuck")
-    except AssertionError:
-        raise AssertionError(f"stuck: {', '.join(_stuck(world))}") from None
+    none_left(lambda: _stuck(world), "stuck")
     return "no pod on its way out, no old replicas"
 
 
@@ -158,7 +155,7 @@ def back_to_a_trainer_without_gpu(world: World) -> str:
     world.kubectl("apply", "--server-side", "-k", str(OVERLAYS / "prod"))
     world.rolled_out()
     (pod,) = eventually(lambda: world.of("trainer"), "a trainer")
-    assert "nodeSelector" not in pod["spec"]
+    assert "nodeSelector" not in pod["spec"], f"it asks for {pod['spec']['nodeSelector']}"
     eventually(
         lambda: not world.kubectl("get", "pvc", "trainer-checkpoints", "--ignore-not-found"), "its volume is gone"
     )

@@ -6,8 +6,8 @@ import json
 
 from tests.cluster.accepting import OPERANDS
 from tests.cluster.kubectl import NAMESPACE
-from tests.cluster.running import all_ready
-from tests.cluster.world import World, eventually
+from tests.cluster.running import unready
+from tests.cluster.world import World, eventually, none_left
 
 _DRAINED = "node-a1"
 
@@ -32,11 +32,10 @@ def budgets_refuse_a_second_eviction(world: World, service: str) -> str:
 
 def every_workload_has_a_budget(world: World) -> str:
     """Each Deployment and StatefulSet has a budget that counts its pods and lets one go."""
-    budgets = {budget["metadata"]["name"]: budget["status"] for budget in world.kubectl.items("pdb")}
+    budgets = {budget["metadata"]["name"] for budget in world.kubectl.items("pdb")}
     names = {w["metadata"]["name"] for w in world.kubectl.items("deployments,statefulsets") if w["spec"]["replicas"]}
-    assert names <= budgets.keys(), names - budgets.keys()
-    for name in names:
-        eventually(lambda n=name: _allowed(world, n) == 1, f"{name} may lose one")
+    assert names <= budgets, f"without a budget: {names - budgets}"
+    none_left(lambda: [name for name in sorted(names) if _allowed(world, name) != 1], "may not lose exactly one")
     return ", ".join(sorted(names))
 
 
@@ -49,7 +48,7 @@ def a_node_can_be_drained(world: World) -> str:
             "drain", _DRAINED, "--delete-emptydir-data", "--force", "--timeout=90s", f"--pod-selector={ours}"
         )
         world.rolled_out()
-        eventually(lambda: all_ready(world), "every pod is ready elsewhere")
+        none_left(lambda: unready(world), "not ready elsewhere")
         left = [p["metadata"]["name"] for p in world.pods("-l", ours) if p["spec"].get("nodeName") == _DRAINED]
         assert not left, f"still there: {', '.join(left)}"
     finally:

@@ -18,7 +18,7 @@ def nothing_waits_nobody_trains(world: World) -> str:
     world.scale("trainer", 0)
     eventually(lambda: not world.kubectl.items("pods", "-l", "app.kubernetes.io/name=trainer"), "no trainer")
     volume = world.kubectl.one("pvc", "trainer-checkpoints")
-    assert volume["status"]["phase"] == "Bound"
+    assert volume["status"]["phase"] == "Bound", f"its volume is {volume['status']['phase']}"
     return f"no pod; volume {volume['spec']['resources']['requests']['storage']} stays"
 
 
@@ -27,11 +27,14 @@ def the_trainer_lands_on_the_gpu(world: World) -> str:
     world.scale("trainer", 1)
     pod = _trainer(world)
     spec = pod["spec"]
-    assert spec["nodeName"] == GPU_NODE and spec["containers"][0]["resources"]["limits"][GPU] == "1"
-    assert (spec["priority"], spec["preemptionPolicy"]) == (1000, "Never")
+    assert spec["nodeName"] == GPU_NODE, f"on {spec['nodeName']}"
+    limits = spec["containers"][0]["resources"]["limits"]
+    assert limits[GPU] == "1", f"limits {limits}"
+    preempts = f"priority {spec['priority']}, preempts {spec['preemptionPolicy']}"
+    assert preempts == "priority 1000, preempts Never", preempts
     claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
-    assert claims == ["trainer-checkpoints"]
-    return f"on {GPU_NODE}, priority {spec['priority']}, never preempts, volume {claims[0]}"
+    assert claims == ["trainer-checkpoints"], f"volumes {claims}"
+    return f"on {GPU_NODE}, {preempts}, volume {claims[0]}"
 
 
 def it_waits_when_others_have_the_gpu(world: World) -> str:
@@ -46,7 +49,8 @@ def it_waits_when_others_have_the_gpu(world: World) -> str:
     said = eventually(lambda: _unschedulable(world), "the scheduler says why")
     assert f"Insufficient {GPU}" in said, said
     pending = world.of("trainer")[0]
-    assert pending["status"]["phase"] == "Pending" and not pending["status"].get("nominatedNodeName")
+    assert pending["status"]["phase"] == "Pending", f"the trainer is {pending['status']['phase']}"
+    assert not pending["status"].get("nominatedNodeName"), "the scheduler makes room for the trainer"
     assert is_ready(world.kubectl.one("pod", _SERVING, "-n", OTHERS)), "the pod of others was taken away"
     # Whoever may preempt does: it is the policy that held the trainer back, not the scheduler.
     _preempts(world)
@@ -66,7 +70,8 @@ def _preempts(world: World) -> None:
     try:
         world.kubectl("create", "-n", OTHERS, "-f", "-", given=documents([urgent, pod]))
         eventually(lambda: is_ready(world.kubectl.one("pod", "urgent", "-n", OTHERS)), "the urgent pod takes the GPU")
-        assert not world.kubectl("get", "pod", _SERVING, "-n", OTHERS, "--ignore-not-found")
+        left = world.kubectl("get", "pod", _SERVING, "-n", OTHERS, "--ignore-not-found")
+        assert not left, "both have the one GPU"
     finally:
         world.kubectl("delete", "priorityclass", "urgent", "--ignore-not-found")
 

@@ -49,13 +49,13 @@ class Kubectl:
                 (*self._argv, *words), env=self._env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
 
-    def refusal(self, *words: str, given: str | None = None) -> str:
-        """Return why it refuses these words. Raises AssertionError when it does not."""
+    def refusal(self, *words: str, given: str | None = None, what: str | None = None) -> str:
+        """Return why it refuses these words. Raises AssertionError, naming ``what`` was asked, when it does not."""
         try:
             done = self(*words, given=given)
         except KubectlError as error:
             return str(error)
-        raise AssertionError(f"not refused: {' '.join(words)}: {done}")
+        raise AssertionError(f"{what or ' '.join(words)}: not refused: {done}")
 
     def json(self, *words: str, given: str | None = None) -> dict[str, Any]:
         """Return its answer as JSON. Raises KubectlError."""

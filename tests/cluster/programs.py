@@ -108,8 +108,9 @@ def _go(environ: Mapping[str, str]) -> str:
     said = subprocess.run((found, "version"), capture_output=True, text=True, check=False).stdout if found else ""
     numbers = re.search(r"go(\d+)\.(\d+)", said)
     if found is None or numbers is None or (int(numbers[1]), int(numbers[2])) < _GO:
+        here = said.strip() or "none"
         raise StackError(
-            f"the control plane is built with Go {_GO[0]}.{_GO[1]} or newer, once; here is "
-            f"{said.strip() or 'none'}. Install it (Debian 12: golang-go from backports)"
+            f"the control plane is built once, with Go {_GO[0]}.{_GO[1]} or newer (it fetches the version that is asked for "
+            f"by itself); here is {here}: install a newer one"
         )
     return found

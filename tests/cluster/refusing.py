@@ -61,7 +61,7 @@ def what_is_wrong_is_refused(world: World, folder: Path) -> str:
         apply = ("apply", "--server-side", "--dry-run=server", "-f", "-")
         world.kubectl(*apply, given=documents([resource]))  # whole, it is taken
         spoil(resource)
-        said = world.kubectl.refusal(*apply, given=documents([resource]))
+        said = world.kubectl.refusal(*apply, given=documents([resource]), what=f"{kind} with a wrong {field}")
         assert field in said, f"{kind} refused for another reason than {field}: {said}"
     return f"{len(SPOILT)} of {len(SPOILT)} spoilt resources, each by the name of its field"
 
@@ -100,6 +100,6 @@ def unsafe_pods_are_refused(world: World) -> str:
     create = ("create", "--dry-run=server", "-f", "-")
     world.kubectl(*create, given=documents([stranger()]))
     for what, (changes, word) in UNSAFE.items():
-        said = world.kubectl.refusal(*create, given=documents([stranger(**changes)]))
+        said = world.kubectl.refusal(*create, given=documents([stranger(**changes)]), what=what)
         assert "PodSecurity" in said and word in said, f"{what}: {said}"
     return f"refused: {', '.join(UNSAFE)}"

@@ -10,7 +10,7 @@ from typing import Any
 from tests.cluster.kubectl import documents
 from tests.cluster.nodes import GPU_NODE, ZONES
 from tests.cluster.refusing import stranger
-from tests.cluster.world import World, eventually, is_ready
+from tests.cluster.world import World, eventually, is_ready, none_left
 from tests.manifests.resources import Resource, of_kind
 
 #: Fields that name a secret or a ConfigMap, and one of its keys.
@@ -31,14 +31,13 @@ def workloads_are_ready(world: World) -> str:
     """Every Deployment and StatefulSet is rolled out, every job completes, no pod waits."""
     done = world.rolled_out()
     world.kubectl("wait", "--for=condition=complete", "--timeout=60s", "job", "--all")
-    pods = eventually(lambda: all_ready(world), "every pod is ready")
-    return f"{done}, {len(pods)} pods ready"
+    none_left(lambda: unready(world), "not ready")
+    return f"{done}, {len(world.pods())} pods ready"
 
 
-def all_ready(world: World) -> list[dict[str, Any]]:
-    """Return the pods when all of them are ready or have done their work, else none."""
-    pods = world.pods()
-    return pods if all(is_ready(pod) or pod["status"]["phase"] == "Succeeded" for pod in pods) else []
+def unready(world: World) -> list[str]:
+    """Return the pods that are neither ready nor have done their work."""
+    return [p["metadata"]["name"] for p in world.pods() if not is_ready(p) and p["status"]["phase"] != "Succeeded"]
 
 
 def references_exist(world: World) -> str:
@@ -60,7 +59,7 @@ def references_exist(world: World) -> str:
                 )
                 seen.add((of, name, key))
     counted = Counter(of for of, _, _ in seen)
-    assert counted["Secret"] and counted["ConfigMap"] and counted["PersistentVolumeClaim"], counted
+    assert len(counted) == len(there), f"only {dict(counted)} found"
     return ", ".join(f"{number} of {kind}s" for kind, number in counted.items())
 
 
@@ -82,15 +81,16 @@ def references(value: Any) -> Iterator[tuple[str, str, str]]:
 def services_have_endpoints(world: World) -> str:
     """Each Service finds ready pods."""
     names = [service["metadata"]["name"] for service in world.kubectl.items("services")]
+    ready: Counter[str] = Counter()
 
-    def found() -> dict[str, int]:
-        ready: Counter[str] = Counter()
+    def without() -> list[str]:
+        ready.clear()
         for part in world.kubectl.items("endpointslices"):
             addresses = [e for e in part.get("endpoints") or () if e["conditions"].get("ready")]
             ready[part["metadata"]["labels"]["kubernetes.io/service-name"]] += len(addresses)
-        return dict(ready) if all(ready[name] for name in names) else {}
+        return [name for name in names if not ready[name]]
 
-    ready = eventually(found, f"endpoints for each of {', '.join(names)}")
+    none_left(without, "without a ready pod")
     return ", ".join(f"{name} {number}" for name, number in sorted(ready.items()))
 
 
@@ -100,10 +100,12 @@ def pods_have_no_token(world: World) -> str:
     assert not holders, f"with a token: {', '.join(holders)}"
     create = ("create", "--dry-run=server", "-f", "-")
     eventually(lambda: world.kubectl("get", "serviceaccount", "default", "-n", "monitoring"), "an account elsewhere")
-    assert not _has_token(world.kubectl.json(*create, given=documents([stranger()])))
+    nameless = world.kubectl.json(*create, given=documents([stranger()]))
+    assert not _has_token(nameless), "a pod that names no account gets a token"
     elsewhere = stranger()
     elsewhere["metadata"]["namespace"] = "monitoring"
-    assert _has_token(world.kubectl.json(*create, "-n", "monitoring", given=documents([elsewhere])))
+    control = world.kubectl.json(*create, "-n", "monitoring", given=documents([elsewhere]))
+    assert _has_token(control), "not even elsewhere does admission give a token"
     return f"none of {len(world.pods())} pods"
 
 
@@ -123,7 +125,7 @@ def autoscalers_lift_to_their_least(world: World, folder: Path) -> str:
         least[name] = hpa["spec"]["minReplicas"]
         limits.append(f"{name} {least[name]} to {hpa['spec']['maxReplicas']}")
         eventually(lambda n=name: len([p for p in world.of(n) if is_ready(p)]) >= least[n], f"{least[name]} of {name}")
-    assert "gateway" in least
+    assert "gateway" in least, "no HorizontalPodAutoscaler of the gateway"
     return ", ".join(sorted(limits))
 
 
@@ -164,5 +166,5 @@ def only_the_trainer_is_on_the_gpu_node(world: World) -> str:
         for pod in world.pods()
         if pod["spec"].get("nodeName") == GPU_NODE
     ]
-    assert set(there) <= {"trainer"}, there
+    assert set(there) <= {"trainer"}, f"on {GPU_NODE}: {there}"
     return f"{GPU_NODE}: {', '.join(there) or 'nothing'}"

@@ -84,6 +84,20 @@ def eventually(question: Callable[[], T], what: str, within: float = 60.0) -> T:
         time.sleep(0.2)
 
 
+def none_left(question: Callable[[], list[str]], what: str, within: float = 60.0) -> None:
+    """Ask until nothing is named any more. Raises AssertionError naming what still is."""
+    named: list[str] = []
+
+    def done() -> bool:
+        named[:] = question()
+        return not named
+
+    try:
+        eventually(done, what, within)
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {', '.join(named)}" if named else str(error)) from None
+
+
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Tell whether a pod is ready."""
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))

@@ -20,6 +20,7 @@ from deploy.local.waiting import end_of
 from tests.cluster.kubectl import Kubectl, KubectlError
 from tests.cluster.nodes import kwok_arguments
 from tests.cluster.programs import Programs
+from tests.manifests.tools import needed
 
 #: Seconds that only a failing start waits.
 _READY_S = 120.0
@@ -199,11 +200,15 @@ users: [{{name: "{2}", user: {{token: "{3}"}}}}]
 
 
 def _key() -> str:
-    argv = ("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise StackError("openssl is needed and not here; install it: apt-get install -y openssl") from None
+    argv = (
+        needed("openssl", "openssl", os.environ),
+        "genpkey",
+        "-algorithm",
+        "RSA",
+        "-pkeyopt",
+        "rsa_keygen_bits:2048",
+    )
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def _private(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deploy.local.fetching import alone, default_cache, run
 from deploy.local.parts import Say, StackError
+from tests.manifests.tools import needed
 
 MODULE = Path(__file__).parent / "control-plane"
 KUBERNETES = "k8s.io/kubernetes"
@@ -104,13 +105,12 @@ def _build(into: Path, environ: Mapping[str, str], say: Say) -> None:
 
 
 def _go(environ: Mapping[str, str]) -> str:
-    found = shutil.which("go", path=environ.get("PATH"))
-    said = subprocess.run((found, "version"), capture_output=True, text=True, check=False).stdout if found else ""
+    found = needed("go", "golang-go", environ)
+    said = subprocess.run((found, "version"), capture_output=True, text=True, check=False).stdout.strip()
     numbers = re.search(r"go(\d+)\.(\d+)", said)
-    if found is None or numbers is None or (int(numbers[1]), int(numbers[2])) < _GO:
-        here = said.strip() or "none"
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _GO:
+        wanted = ".".join(str(number) for number in _GO)
         raise StackError(
-            f"the control plane is built once, with Go {_GO[0]}.{_GO[1]} or newer (it fetches the version that is asked for "
-            f"by itself); here is {here}: install a newer one"
+            f"the control plane is built once, with Go {wanted} or newer; here is {said}: install a newer one"
         )
     return found

@@ -127,9 +127,14 @@ def test_every_part_of_kubernetes_is_of_one_version() -> None:
     assert all(old == new for old, new, _ in replaced)
 
 
-def test_without_go_it_says_what_to_install(tmp_path: Path) -> None:
+def test_without_go_or_with_an_old_one_it_says_what_to_install(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
-    with pytest.raises(StackError, match=r"Go 1\.21 or newer.*here is none"):
+    with pytest.raises(StackError, match="go is needed and not here; install it: apt-get install"):
+        find_programs(environ, silent)
+    old = tmp_path / "go"
+    old.write_text("#!/bin/sh\necho go version go1.19.8 linux/amd64\n", encoding="utf-8")
+    old.chmod(0o755)
+    with pytest.raises(StackError, match=r"Go 1\.21 or newer; here is go version go1\.19\.8"):
         find_programs(environ, silent)
     assert not [path for path in (tmp_path / "flywheel").iterdir() if not path.name.endswith(".lock")]
 

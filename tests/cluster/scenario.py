@@ -9,7 +9,7 @@ from tests.cluster.kubectl import documents
 from tests.cluster.nodes import nodes, storage_class
 from tests.cluster.programs import Programs
 from tests.cluster.report import Report
-from tests.cluster.world import OVERLAYS, World, eventually, is_ready
+from tests.cluster.world import OVERLAYS, TRACING, World, eventually, is_ready
 
 DEV, PROD, GPU = (OVERLAYS / name for name in ("dev", "prod", "gpu"))
 NEXT = "0.2.0"
@@ -99,21 +99,18 @@ def _versions(world: World, report: Report) -> None:
     """From one version to the next, by overlays as people write them on ours."""
     images = [{"name": f"flywheel/{name}", "newTag": NEXT} for name in ("services", "trainer")]
     upgraded = world.variant("next", GPU, images=images)
-    settings = {"name": "flywheel-settings", "namespace": "flywheel", "behavior": "merge"}
-    debug = world.variant(
-        "debug", upgraded, configMapGenerator=[{**settings, "literals": ["FLYWHEEL_LOG_LEVEL=debug"]}]
-    )
-    broken = changing.broken(world, debug)
+    traced = world.variant("traced", upgraded, TRACING)
+    broken = changing.broken(world, traced)
     ask = report.check
     ask("upgrade", "the old job alone stands in the way", changing.a_finished_job_is_replaced, world, upgraded)
     ask("upgrade", "another version rolls out, none falls below", changing.rolls, world, upgraded, NEXT)
     ask("upgrade", "replicas stand in both zones again", running.replicas_are_in_both_zones, world, _SPREAD)
-    ask("upgrade", "a changed setting rolls every service", changing.a_changed_setting_rolls, world, debug)
+    ask("upgrade", "tracing switched on rolls every service", changing.a_changed_setting_rolls, world, traced)
     ask(
         "upgrade",
         "a version that is never ready harms nobody",
         changing.a_bad_version_harms_nobody,
         world,
         broken,
-        debug,
+        traced,
     )

@@ -15,6 +15,7 @@ from tests.cluster.kubectl import Kubectl, KubectlError
 from tests.support.processes import ROOT
 
 OVERLAYS = ROOT / "deploy" / "k8s" / "overlays"
+TRACING = ROOT / "deploy" / "k8s" / "components" / "tracing"
 
 T = TypeVar("T")
 
@@ -33,11 +34,13 @@ class World:
             self._built[folder] = list(yaml.load_all(self.kubectl("kustomize", str(folder)), Loader=yaml.CSafeLoader))
         return self._built[folder]
 
-    def variant(self, name: str, base: Path, **fields: Any) -> Path:
-        """Write an overlay on ``base``, as people write their own; return its folder."""
+    def variant(self, name: str, base: Path, *components: Path, **fields: Any) -> Path:
+        """Write an overlay on ``base`` with components, as people write their own; return its folder."""
         folder = self.work / name
         folder.mkdir()
         text = {"resources": [os.path.relpath(base, folder)], **fields}
+        if components:
+            text["components"] = [os.path.relpath(component, folder) for component in components]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
         return folder
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flywheel.learning_settings import LearningSettings
 from flywheel.messages import DEFAULT_CHANNEL
 from flywheel.topics import EVENTS, MAX_EVENT_BYTES
 
@@ -145,34 +146,23 @@ class ArchiverSettings(Section):
     retention_check_s: Seconds = Field(default=600.0, description="how often days past their time are looked for")
 
 
-class TrainerSettings(Section):
+class TrainerSettings(LearningSettings, Section):
     """The trainer: a batch and the current model to the next model."""
 
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_TRAINER_")
 
     metrics_port: int = Field(default=9103, description="port of /metrics, /healthz, /readyz")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
-    is_mode: Literal["decoupled", "behavior"] = Field(
-        default="decoupled", description="importance sampling on recorded log-probabilities: decoupled or behavior"
-    )
-    is_cap: float = Field(default=2.0, gt=0, description="truncation of the importance weight")
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = Field(
-        default="dapo", description="TRL's loss_type"
-    )
-    importance_level: Literal["token", "sequence"] = Field(
-        default="token",
-        description="ratio of each token, or of the whole sequence (GSPO: sequence with loss_type grpo)",
-    )
     learning_rate: float = Field(
         default=1e-5, gt=0, description="highest learning rate; it falls linearly to 0 within a job"
     )
     warmup_share: float = Field(
         default=0.25, ge=0, lt=1, description="share of a job's steps over which the learning rate rises from 0"
     )
-    epsilon: float = Field(default=0.2, gt=0, description="lower clip range")
-    epsilon_high: float = Field(default=0.28, gt=0, description="upper clip range")
-    micro_batch: int = Field(default=8, ge=1, description="rows per device and step")
-    accumulation: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
+    micro_batch: int = Field(default=8, ge=1, description="most rows in one forward pass of one process")
+    accumulation: int = Field(
+        default=1, ge=1, description="an optimizer step takes micro_batch x accumulation rows, whoever computes them"
+    )
     iterations: int = Field(default=1, ge=1, description="passes over a batch")
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="seed of every run: same batch, parent, settings and seed, same weights"
@@ -189,10 +179,11 @@ class TrainerSettings(Section):
         default=None,
         description="rows sampled longer than this before the job began are dropped and counted; none: no such bound",
     )
-    text_only: Literal["quarantine", "recompute"] = Field(
+    text_only: Literal["quarantine", "recompute", "supervised"] = Field(
         default="quarantine",
         description="calls without token ids or log-probabilities; quarantine: dropped and counted; recompute: ids by "
-        "the model's chat template, log-probabilities where the model that sampled is the one training starts from",
+        "the model's chat template, log-probabilities where the model that sampled is the one training starts from; "
+        "supervised: the same, and where these cannot be had, imitated if rewarded, without a ratio",
     )
     attempts: int = Field(default=3, ge=1, description="tries before a job is failed")
     lease_s: Seconds = Field(

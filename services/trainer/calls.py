@@ -72,7 +72,7 @@ Restore = Callable[[LLMCall], Tokens | CallDropped]
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """A call that can be trained on. ``logprobs`` None: to be computed with the model that training starts from,
-    which is the one that sampled it.
+    which is the one that sampled it; or, where it is ``supervised``, not to be had at all.
     """
 
     prompt: list[int]
@@ -81,6 +81,7 @@ class Sampled:
     version: int
     at: datetime
     retokenized: bool = False
+    supervised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class Rules:
     """What calls and rows must satisfy, for one job.
 
     ``started_at`` is when the job was first taken up: a second try has the same rows. ``restore`` None: calls that
-    lack ids or log-probabilities are dropped.
+    lack ids or log-probabilities are dropped. ``supervise``: those whose log-probabilities cannot be had are used
+    without.
     """
 
     current: Policy
@@ -100,6 +102,7 @@ class Rules:
     max_tokens: int | None = None
     max_age_s: float | None = None
     restore: Restore | None = None
+    supervise: bool = False
 
 
 def usable(call: LLMCall, version: str | None, rules: Rules) -> Sampled | CallDropped:
@@ -111,10 +114,9 @@ def usable(call: LLMCall, version: str | None, rules: Rules) -> Sampled | CallDr
     prompt, completion, logprobs = call.prompt_token_ids, call.completion_token_ids, call.completion_logprobs
     if not completion or not logprobs:
         logprobs = None
-        if policy.number != rules.current.number:
-            return CallDropped.NOT_LOADED
-        if call.sampling.top_p not in (None, 1.0) or call.sampling.top_k not in _ALL_TOKENS:
-            return CallDropped.CUT_SAMPLING
+    lost = _lost(call, policy, rules, recorded=logprobs is not None)
+    if lost is not None and not rules.supervise:
+        return lost
     retokenized = False
     if not prompt or not completion:
         assert rules.restore is not None, "a call without ids is not usable otherwise"
@@ -123,8 +125,23 @@ def usable(call: LLMCall, version: str | None, rules: Rules) -> Sampled | CallDr
         prompt, completion, retokenized = found.prompt, found.completion, True
     if max(max(prompt), max(completion)) >= rules.vocabulary:
         return CallDropped.BAD_TOKEN
-    known = None if logprobs is None else [min(0.0, value) for value in logprobs]
-    return Sampled(prompt, completion, known, policy.number, call.time, retokenized)
+    known = None if logprobs is None or lost else [min(0.0, value) for value in logprobs]
+    return Sampled(prompt, completion, known, policy.number, call.time, retokenized, supervised=lost is not None)
+
+
+def _lost(call: LLMCall, policy: Policy, rules: Rules, *, recorded: bool) -> CallDropped | None:
+    """Return why the log-probabilities of the tokens cannot be had, as they were sampled and at our temperature."""
+    if call.sampling.temperature is not None and call.sampling.temperature != rules.temperature:
+        return CallDropped.TEMPERATURE
+    if recorded:
+        return None
+    if rules.restore is None:
+        return CallDropped.NO_LOGPROBS
+    if policy.number != rules.current.number:
+        return CallDropped.NOT_LOADED
+    if call.sampling.top_p not in (None, 1.0) or call.sampling.top_k not in _ALL_TOKENS:
+        return CallDropped.CUT_SAMPLING
+    return None
 
 
 def _unusable(call: LLMCall, version: str | None, rules: Rules) -> CallDropped | None:
@@ -136,14 +153,10 @@ def _unusable(call: LLMCall, version: str | None, rules: Rules) -> CallDropped |
         return CallDropped.NO_IDS
     if completion == []:
         return CallDropped.NO_IDS  # it was recorded that nothing was sampled
-    if rules.restore is None and not logprobs:
-        return CallDropped.NO_LOGPROBS
     if completion and logprobs and len(logprobs) != len(completion):
         return CallDropped.MISALIGNED
     if logprobs and max(logprobs) > _LOGPROB_SLACK:
         return CallDropped.BAD_LOGPROBS
-    if call.sampling.temperature is not None and call.sampling.temperature != rules.temperature:
-        return CallDropped.TEMPERATURE
     if version is None:
         return CallDropped.NO_VERSION
     if (policy := rules.policies.get(version)) is None:

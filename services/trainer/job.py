@@ -21,8 +21,9 @@ from flywheel.batches import read_batch
 from flywheel.errors import PoisonError
 from flywheel.settings import TrainerSettings
 from flywheel.storage.objects import ObjectStore
-from services.trainer import models, recompute, rows, training
-from services.trainer.advantages import Scored, group_advantages
+from services.trainer import adapters, models, recompute, rows, training
+from services.trainer.advantages import Scored, group_advantages, held_against, observed
+from services.trainer.baseline.estimate import Baselines, Told
 from services.trainer.calls import Rules
 from services.trainer.ledger import Counts, Ledger
 from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
@@ -32,7 +33,7 @@ Reporter = Callable[[Stage | Steps], None]
 
 #: How the service runs. Every other setting changes what is learned, and the lineage has it.
 NOT_LEARNING = frozenset({"metrics_port", "attempts", "lease_s", "poll_s", "registration_wait_s"})
-_LIBRARIES = ("torch", "trl", "transformers", "accelerate")
+_LIBRARIES = ("torch", "trl", "transformers", "accelerate", "peft")
 
 
 def run(
@@ -53,24 +54,28 @@ def run(
     report(Stage(status="preparing"))
     parent = artifacts.fetch(store, order.parent.artifact, cache)
     _keep_only(parent)
-    model, tokenizer = models.load(parent)
-    renderer = Renderer(tokenizer, models.ends(model, tokenizer))
+    base, tokenizer = models.load(parent, training.frozen_dtype(settings))
+    renderer = Renderer(tokenizer, models.ends(base, tokenizer))
     rules = Rules(
         current=order.parent.policy,
         policies=order.policies,
         max_staleness=settings.max_staleness,
         temperature=settings.temperature,
-        vocabulary=models.vocabulary(model),
+        vocabulary=models.vocabulary(base),
         started_at=order.started_at,
-        max_tokens=models.longest(model),
+        max_tokens=models.longest(base),
         max_age_s=settings.max_age_s,
-        restore=renderer.restore if settings.text_only == "recompute" else None,
+        restore=None if settings.text_only == "quarantine" else renderer.restore,
+        supervise=settings.text_only == "supervised",
     )
-    batch, rewards = _read(order, store, rules, ledger)
-    if (silent := _no_signal(batch, ledger)) is not None:
-        return Skipped(reason="no_signal", message=silent, counts=ledger.as_dict())
-    training.to_device(model, settings)
-    recompute.fill(model, batch, settings.temperature)
+    built, scored = _read(order, store, rules, ledger)
+    told, baselines = _compare(built, scored, order, settings, ledger)
+    batch = rows.learnable(built, rules, ledger)
+    if (silent := _no_signal(built, batch, ledger)) is not None:
+        return Skipped(reason="no_signal", message=silent, counts=ledger.as_dict(), told=told)
+    training.to_device(base, settings)
+    recompute.fill(base, batch, settings.temperature)
+    model = adapters.put_on(base, settings)
     prepared = time.monotonic()
 
     report(Stage(status="training"))
@@ -83,19 +88,21 @@ def run(
     trained = time.monotonic()
     counts = ledger.as_dict()
     with tempfile.TemporaryDirectory(prefix="flywheel-model-") as folder:
-        models.save(model, parent, Path(folder))
-        artifact = artifacts.upload(store, Path(folder), order.model_id, _lineage(order, settings, counts))
+        models.save(model, parent, Path(folder), dtype=settings.save_dtype, keep_adapter=settings.lora_keep)
+        moved = models.moved(parent, Path(folder))
+        artifact = artifacts.upload(store, Path(folder), order.model_id, _lineage(order, settings, counts, baselines))
     metrics = {
         **figures,
-        "reward_mean": round(fmean(rewards), 6),
-        "trajectories": len(rewards),
+        "reward_mean": round(fmean(one.reward for one in scored.values()), 6),
+        "trajectories": len(scored),
         "rows": len(batch),
+        "weights_moved": round(moved, 6),
         "prepare_seconds": round(prepared - began, 3),
         "upload_seconds": round(time.monotonic() - trained, 3),
         "seconds": round(time.monotonic() - began, 3),
         "peak_rss_mb": _peak_rss_mb(),
     }
-    return Done(artifact=artifact, counts=counts, metrics=metrics)
+    return Done(artifact=artifact, counts=counts, metrics=metrics, told=told)
 
 
 def libraries() -> dict[str, str]:
@@ -103,40 +110,53 @@ def libraries() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _read(order: Order, store: ObjectStore, rules: Rules, ledger: Ledger) -> tuple[list[rows.Row], list[float]]:
-    """Return the rows of the batch with their advantages, and the rewards that these were made from."""
+def _read(order: Order, store: ObjectStore, rules: Rules, ledger: Ledger) -> tuple[list[rows.Row], dict[str, Scored]]:
+    """Return the rows of the batch, and what each trajectory that has some is worth."""
     manifest, trajectories = read_batch(store, order.manifest, order.manifest_sha256)
     if manifest.batch_id != order.batch_id:
         raise PoisonError("other_batch", f"{order.manifest} describes {manifest.batch_id}, not {order.batch_id}")
-    batch: list[rows.Row] = []
+    built: list[rows.Row] = []
     scored: dict[str, Scored] = {}
     scores, unscored = (order.scores.values, order.scores.unscored) if order.scores else (None, {})
     for trajectory in trajectories:
         if made := rows.build(trajectory, rules, ledger, scores, unscored):
             reward = trajectory.total_reward if scores is None else scores[trajectory.trajectory_id]
             assert reward is not None, "a trajectory without score gives no rows"
-            batch += made
-            group = trajectory.group_id or trajectory.trajectory_id
-            scored[trajectory.trajectory_id] = Scored(group, reward)
+            built += made
+            group, scenario = trajectory.group_id or trajectory.trajectory_id, trajectory.scenario_id or ""
+            scorer = order.scores.scorers.get(trajectory.trajectory_id, "") if order.scores else "recorded"
+            scored[trajectory.trajectory_id] = Scored(group, reward, scenario, scorer)
     ledger.scoring.update(order.scores.counts if order.scores else {"recorded": len(scored)})
-    advantages, groups = group_advantages(scored)
+    return built, scored
+
+
+def _compare(
+    built: list[rows.Row], scored: dict[str, Scored], order: Order, settings: TrainerSettings, ledger: Ledger
+) -> tuple[Told, Baselines]:
+    """Give the rows their advantages; return what the rewards tell the baselines, and which of these were used."""
+    alone = settings.singletons == "baseline"
+    baselines: Baselines = order.baselines if alone else {}
+    advantages, groups = group_advantages(scored, baselines, settings.baseline_min_weight)
     ledger.groups.update(groups)
-    for row in batch:
+    for row in built:
         row.advantage = advantages[row.trajectory_id]
-    return batch, [one.reward for one in scored.values()]
+    told = Told(observed=observed(scored), decay=settings.baseline_decay) if alone else Told()
+    return told, held_against(scored, baselines, settings.baseline_min_weight)
 
 
-def _no_signal(batch: list[rows.Row], ledger: Ledger) -> str | None:
+def _no_signal(built: list[rows.Row], batch: list[rows.Row], ledger: Ledger) -> str | None:
     """Return why nothing can be learned from a sound batch; None when something can.
 
+    ``built`` are the batch's rows, ``batch`` those of them that are trained on.
     Raises PoisonError ``no_trainable_rows`` for one without rows, unless nothing but the lack of a comparison is to
     blame.
     """
     if any(row.advantage for row in batch):
         return None
-    if batch:
+    if built:
         used = ledger.trajectories["used"]
-        return f"nothing to learn: every advantage is 0 in {used} trajectories ({_words(ledger.groups)})"
+        what = "no advantage is above 0" if any(row.advantage for row in built) else "every advantage is 0"
+        return f"nothing to learn: {what} in {used} trajectories ({_words(ledger.groups)})"
     if set(ledger.trajectories_dropped) == {"nothing_to_compare"}:
         return f"nothing to learn: {_words(ledger.trajectories_dropped)}"
     raise PoisonError("no_trainable_rows", f"no trainable rows: {_why(ledger)}")
@@ -156,7 +176,7 @@ def _words(counts: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def _lineage(order: Order, settings: TrainerSettings, counts: Counts) -> dict[str, Any]:
+def _lineage(order: Order, settings: TrainerSettings, counts: Counts, baselines: Baselines) -> dict[str, Any]:
     return {
         "origin": "trained",
         "channel": order.channel,
@@ -169,6 +189,10 @@ def _lineage(order: Order, settings: TrainerSettings, counts: Counts) -> dict[st
         "parent_manifest_sha256": order.parent.artifact.manifest_sha256,
         "base_model": order.parent.base_model,
         "counts": counts,
+        "baselines": {
+            scorer: {scenario: known.model_dump() for scenario, known in mine.items()}
+            for scorer, mine in baselines.items()
+        },
         "scoring": order.scores.about if order.scores else {"scorers": ["recorded"]},
         "settings": learning_settings(settings),
         "libraries": libraries(),

@@ -31,6 +31,10 @@ class Kind:
     length: str
 
 
+#: Of what belongs to no trajectory.
+NO_KIND = Kind("", "0")
+
+
 def length_class(calls: int) -> str:
     """Return the class of a trajectory with so many LLM calls: 0, 1, 2-3, 4-7, 8-15 …"""
     if calls < 2:

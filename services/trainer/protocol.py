@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from flywheel.messages import Artifact
 from flywheel.settings import TrainerSettings
+from services.trainer.baseline.estimate import Baseline, Told
 from services.trainer.calls import Policy
 from services.trainer.ledger import Counts
 
@@ -49,6 +50,7 @@ class Scores(_Line):
 
     values: dict[str, float] = Field(description="by trajectory id")
     unscored: dict[str, str] = Field(default_factory=dict, description="by trajectory id, why it has none")
+    scorers: dict[str, str] = Field(default_factory=dict, description="by trajectory id, who gave the value")
     counts: dict[str, int] = Field(default_factory=dict, description="who scored how many, and how it went")
     about: dict[str, Any] = Field(default_factory=dict, description="scorers and judge, for the model's lineage")
 
@@ -66,6 +68,9 @@ class Order(_Line):
     parent: Parent
     policies: dict[str, Policy] = Field(description="every version of the channel")
     scores: Scores | None = Field(default=None, description="none: the recorded reward is the score")
+    baselines: dict[str, dict[str, Baseline]] = Field(
+        default_factory=dict, description="by scorer and scenario, as they were when the job was first taken up"
+    )
 
 
 class Ready(_Line):
@@ -98,6 +103,7 @@ class Done(_Line):
     artifact: Artifact
     counts: Counts
     metrics: dict[str, Any]
+    told: Told = Told()
 
 
 class Skipped(_Line):
@@ -107,6 +113,7 @@ class Skipped(_Line):
     reason: Literal["no_signal"]
     message: str
     counts: Counts
+    told: Told = Told()
 
 
 class Failed(_Line):

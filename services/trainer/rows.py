@@ -11,6 +11,8 @@ What holds for every trajectory:
   are context where a later prompt repeats them. It is counted by reason, and never taken for on-policy;
 * a call that lacks ids or log-probabilities is used only where :attr:`Rules.restore` is given and gives them back.
   It is counted, and log-probabilities that must be recomputed are NaN until they are;
+* a call whose log-probabilities cannot be had is used only under :attr:`Rules.supervise`, in rows of such calls alone:
+  no row has tokens with a ratio beside tokens without;
 * a row with a token sampled too many versions, or too long, ago is dropped whole, and counted.
 """
 
@@ -27,7 +29,7 @@ from types import MappingProxyType
 from flywheel.events import Failure, LLMCall, Status
 from flywheel.trajectory import Trajectory
 from services.trainer.calls import CallDropped, Rules, Sampled, usable
-from services.trainer.ledger import Kind, Ledger, length_class
+from services.trainer.ledger import NO_KIND, Kind, Ledger, length_class
 
 
 class NotTrained(StrEnum):
@@ -48,13 +50,15 @@ class RowDropped(StrEnum):
     STALE = "stale"
     TOO_OLD = "too_old"
     TOO_LONG = "too_long"
+    NOT_REWARDED = "not_rewarded"
 
 
 @dataclass(slots=True)
 class Row:
     """One sequence to train on. The four lists are equally long; ``logprobs`` and ``versions`` count where
     ``sampled`` is 1. ``retokenized`` and ``recomputed`` count sampled tokens whose ids came from text, and whose
-    log-probabilities were not recorded.
+    log-probabilities were not recorded. A ``supervised`` row has no log-probabilities: its tokens are imitated where
+    they were rewarded, and never have a ratio. ``kind`` is what the ledger counts it under.
     """
 
     trajectory_id: str
@@ -66,6 +70,8 @@ class Row:
     sampled_at: datetime | None = None
     retokenized: int = 0
     recomputed: int = 0
+    supervised: bool = False
+    kind: Kind = NO_KIND
 
     @property
     def prompt_length(self) -> int:
@@ -96,11 +102,12 @@ class Row:
         context, count = call.prompt[len(self.tokens) :], len(call.completion)
         self.tokens += context + call.completion
         self.sampled += [0] * len(context) + [1] * count
-        self.logprobs += [0.0] * len(context) + (call.logprobs or [math.nan] * count)
+        unknown = 0.0 if call.supervised else math.nan
+        self.logprobs += [0.0] * len(context) + (call.logprobs or [unknown] * count)
         self.versions += [0] * len(context) + [call.version] * count
         self.sampled_at = call.at if self.sampled_at is None else min(self.sampled_at, call.at)
         self.retokenized += count if call.retokenized else 0
-        self.recomputed += 0 if call.logprobs else count
+        self.recomputed += 0 if call.logprobs or call.supervised else count
 
 
 def excluded(trajectory: Trajectory) -> NotTrained | None:
@@ -119,15 +126,16 @@ def excluded(trajectory: Trajectory) -> NotTrained | None:
 def chain(trajectory_id: str, calls: Iterable[Sampled]) -> list[Row]:
     """Merge usable calls, in the order they were made.
 
-    A call joins the longest row that its prompt continues exactly, else starts a new one.
+    A call joins the longest row of its sort that its prompt continues exactly, else starts a new one.
     """
     rows: list[Row] = []
     for call in calls:
-        open_rows = [row for row in rows if row.continues_in(call.prompt)]
+        alike = [row for row in rows if row.supervised == call.supervised]
+        open_rows = [row for row in alike if row.continues_in(call.prompt)]
         if open_rows:
             row = max(open_rows, key=lambda row: len(row.tokens))
         else:
-            row = Row(trajectory_id)
+            row = Row(trajectory_id, supervised=call.supervised)
             rows.append(row)
         row.append(call)
     return rows
@@ -140,8 +148,9 @@ def build(
     scores: Mapping[str, float] | None = None,
     unscored: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Return the rows that ``trajectory`` gives under ``rules``, and note in ``ledger`` what was used and
-    what was not. Without ``scores`` the recorded reward is the score; ``unscored`` says why there is none.
+    """Return the rows that ``trajectory`` gives under ``rules``, and note in ``ledger`` what was not used: which rows
+    are trained on says :func:`learnable`, once they have their advantages. Without ``scores`` the recorded reward is
+    the score; ``unscored`` says why there is none.
     """
     recorded: list[LLMCall] = list(trajectory.all_llm_calls())
     kind = Kind(trajectory.scenario_id or "", length_class(len(recorded)))
@@ -160,10 +169,13 @@ def build(
     ledger.add("calls", "read", kind, len(recorded))
     ledger.add("calls", "usable", kind, len(calls))
     ledger.add("calls", "retokenized", kind, sum(call.retokenized for call in calls))
-    ledger.add("calls", "recomputed", kind, sum(call.logprobs is None for call in calls))
+    ledger.add("calls", "recomputed", kind, sum(call.logprobs is None and not call.supervised for call in calls))
+    ledger.add("calls", "supervised", kind, sum(call.supervised for call in calls))
     ledger.add("rows", "built", kind, len(merged))
-    ledger.add("rows", "forked", kind, max(0, len(merged) - 1))
-    rows = [row for row in merged if _keep(row, rules, ledger, kind)]
+    ledger.add("rows", "forked", kind, len(merged) - len({row.supervised for row in merged}))
+    for row in merged:
+        row.kind = kind
+    rows = [row for row in merged if _recent(row, rules, ledger)]
     if rows:
         ledger.add("trajectories", "used", kind)
     else:
@@ -179,24 +191,45 @@ def _unscored(trajectory: Trajectory, scores: Mapping[str, float] | None, unscor
     return unscored.get(trajectory.trajectory_id, NotTrained.NOT_SCORED)
 
 
-def _keep(row: Row, rules: Rules, ledger: Ledger, kind: Kind) -> bool:
+def learnable(rows: Iterable[Row], rules: Rules, ledger: Ledger) -> list[Row]:
+    """Return the rows, with their advantages, that are trained on, and note them in ``ledger``.
+
+    Supervised rows that were not rewarded above others are left out: they are not imitated, and what makes them less
+    likely is the ratio that they do not have.
+    """
+    used: list[Row] = []
+    for row in rows:
+        if row.supervised and not row.advantage > 0:
+            ledger.add("rows_dropped", RowDropped.NOT_REWARDED, row.kind)
+        else:
+            _note(row, rules, ledger)
+            used.append(row)
+    return used
+
+
+def _recent(row: Row, rules: Rules, ledger: Ledger) -> bool:
     staleness = rules.current.number - row.oldest
     ledger.staleness[str(staleness)] += 1
     if (dropped := _too_far(row, staleness, rules)) is not None:
-        ledger.add("rows_dropped", dropped, kind)
-        return False
-    ledger.add("rows", "used", kind)
-    ledger.add("rows", "retokenized", kind, int(row.retokenized > 0))
-    ledger.add("rows", "recomputed", kind, int(row.recomputed > 0))
-    ledger.add("tokens", "trained", kind, row.sampled_count)
-    ledger.add("tokens", "context", kind, len(row.tokens) - row.sampled_count)
-    ledger.add("tokens", "retokenized", kind, row.retokenized)
-    ledger.add("tokens", "recomputed", kind, row.recomputed)
+        ledger.add("rows_dropped", dropped, row.kind)
+    return dropped is None
+
+
+def _note(row: Row, rules: Rules, ledger: Ledger) -> None:
+    count = row.sampled_count
+    ledger.add("rows", "used", row.kind)
+    ledger.add("rows", "supervised", row.kind, int(row.supervised))
+    ledger.add("rows", "retokenized", row.kind, int(row.retokenized > 0))
+    ledger.add("rows", "recomputed", row.kind, int(row.recomputed > 0))
+    ledger.add("tokens", "trained", row.kind, count)
+    ledger.add("tokens", "supervised", row.kind, count * row.supervised)
+    ledger.add("tokens", "context", row.kind, len(row.tokens) - count)
+    ledger.add("tokens", "retokenized", row.kind, row.retokenized)
+    ledger.add("tokens", "recomputed", row.kind, row.recomputed)
     numbers = Counter(v for v, mine in zip(row.versions, row.sampled, strict=True) if mine)
     for version, policy in rules.policies.items():
         if policy.number in numbers:
             ledger.tokens_by_version[version] += numbers[policy.number]
-    return True
 
 
 def _too_far(row: Row, staleness: int, rules: Rules) -> RowDropped | None:

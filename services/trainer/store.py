@@ -19,6 +19,7 @@ from flywheel.messages import Artifact, BatchReady, ModelTrained
 from flywheel.storage.postgres import Connection
 from flywheel.stream.outbox import enqueue
 from flywheel.topics import MODELS
+from services.trainer.baseline import store as baseline
 from services.trainer.calls import Policy
 from services.trainer.protocol import Done, Order, Parent, Skipped
 
@@ -93,6 +94,7 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
         if job is None:
             return None
         policies = await _policies(conn, job["channel"])
+        baselines = await baseline.pinned(conn, job["job_id"], job["channel"])
         token = str(uuid7())
         taken = await conn.fetchrow(
             """UPDATE training_jobs
@@ -113,7 +115,7 @@ async def claim(pool: asyncpg.Pool, *, lease_s: float, registration_wait_s: floa
     order = Order(
         job_id=job["job_id"], batch_id=job["batch_id"], channel=job["channel"], manifest=job["manifest"],
         manifest_sha256=job["manifest_sha256"], model_id=str(uuid7()), parent=parent, policies=policies,
-        started_at=taken["started_at"],
+        started_at=taken["started_at"], baselines=baselines,
     )  # fmt: skip
     return Claimed(token, taken["attempt"], order, job["trace_context"])
 
@@ -153,18 +155,25 @@ async def complete(pool: asyncpg.Pool, job: Claimed, done: Done) -> bool:
             order.model_id, json.dumps(done.counts), json.dumps(done.metrics), done.metrics["steps"],
         ):  # fmt: skip
             return False
+        await baseline.learn(conn, order.job_id, order.channel, done.told)
         await enqueue(conn, MODELS, order.model_id, message)
     return True
 
 
 async def skip(pool: asyncpg.Pool, job: Claimed, skipped: Skipped) -> bool:
-    """End the job without a model and without failure. False: the claim is not ours any more."""
-    return await _write(
-        pool, job,
-        "status = 'skipped', reason = $3, error = $4, counts = $5::jsonb, claim = NULL, claim_until = NULL, "
-        "finished_at = clock_timestamp()",
-        skipped.reason, skipped.message, json.dumps(skipped.counts),
-    )  # fmt: skip
+    """End the job without a model and without failure, in one transaction with what its rewards tell the baselines: a
+    channel of singletons would else never have any. False: the claim is not ours any more.
+    """
+    async with pool.acquire() as conn, conn.transaction():
+        if not await _write(
+            conn, job,
+            "status = 'skipped', reason = $3, error = $4, counts = $5::jsonb, claim = NULL, claim_until = NULL, "
+            "finished_at = clock_timestamp()",
+            skipped.reason, skipped.message, json.dumps(skipped.counts),
+        ):  # fmt: skip
+            return False
+        await baseline.learn(conn, job.order.job_id, job.order.channel, skipped.told)
+    return True
 
 
 async def fail(pool: asyncpg.Pool, job: Claimed, error: str, counts: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,10 +27,13 @@ from transformers import (
 )
 from trl.trainer.grpo_config import GRPOConfig
 
-from flywheel.errors import PoisonError
+from flywheel.errors import FatalError, PoisonError
 from flywheel.settings import TrainerSettings
-from services.trainer.grpo import RecordedGRPOTrainer
+from services.trainer import schedule
+from services.trainer.grpo import DRAWN, RecordedGRPOTrainer
+from services.trainer.objective import limits, longest_completion
 from services.trainer.rows import Row
+from services.trainer.schedule import steps_of_pass
 
 #: Optimizer steps done, of how many.
 OnProgress = Callable[[int, int], None]
@@ -46,45 +50,59 @@ _AVERAGED: Mapping[str, str] = {
     "sampling/logp_diff_max": "logp_diff_max",
     "sampling/is_weight_mean": "is_weight_mean",
     "sampling/is_weight_capped": "is_weight_capped",
+    "supervised/nll": "supervised_nll",
 }
 
 
 def on_cpu(settings: TrainerSettings) -> bool:
-    """Whether training runs on the CPU. Raises PoisonError ``no_device`` when CUDA is asked for and not there."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise PoisonError("no_device", "device is cuda, and torch sees no CUDA device")
+    """Whether training runs on the CPU."""
     return settings.device == "cpu" or not torch.cuda.is_available()
 
 
+def require_machine(settings: TrainerSettings) -> None:
+    """Raise FatalError when the settings ask for what this machine does not have: no job could be done."""
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.device == "cuda" and not devices:
+        raise FatalError("FLYWHEEL_TRAINER_DEVICE is cuda, and torch sees no CUDA device")
+    if not on_cpu(settings) and settings.processes > devices:
+        raise FatalError(f"FLYWHEEL_TRAINER_PROCESSES is {settings.processes}, and torch sees {devices} CUDA devices")
+    if settings.precision == "bfloat16" and not on_cpu(settings) and not torch.cuda.is_bf16_supported():
+        raise FatalError("FLYWHEEL_TRAINER_PRECISION is bfloat16, which this GPU does not have: float32 or auto")
+
+
 def to_device(model: PreTrainedModel, settings: TrainerSettings) -> None:
-    """Move ``model`` to where it will be trained. Raises PoisonError ``no_device``."""
+    """Move ``model`` to where it will be trained."""
     if not on_cpu(settings):
         model.to(torch.device("cuda"))  # type: ignore[arg-type] - transformers wraps it
 
 
-def micro_batches(rows: int, settings: TrainerSettings) -> int:
-    """Return how many micro-batches one pass takes: all rows, the last one padded, whole optimizer steps only."""
-    wanted = math.ceil(rows / settings.micro_batch)
-    whole = math.ceil(wanted / settings.accumulation) * settings.accumulation
-    # TRL refuses a batch of a single sequence.
-    return whole if whole * settings.micro_batch > 1 else whole * 2
+def in_bfloat16(settings: TrainerSettings) -> bool:
+    """Whether the arithmetic is bfloat16's. Weights that are trained are float32 beside it."""
+    if settings.precision == "auto":
+        return not on_cpu(settings) and torch.cuda.is_bf16_supported()
+    return settings.precision == "bfloat16"
+
+
+def frozen_dtype(settings: TrainerSettings) -> torch.dtype:
+    """Return what the parent is loaded as: float32 where its weights are trained, half of that under adapters."""
+    return torch.bfloat16 if settings.tuning == "lora" and in_bfloat16(settings) else torch.float32
 
 
 def configuration(settings: TrainerSettings, rows: Sequence[Row], output: str) -> GRPOConfig:
     """Return TRL's configuration for one run over ``rows``. TRL's defaults assume a GPU and its own generation."""
     cpu = on_cpu(settings)
-    passes = micro_batches(len(rows), settings)
-    steps = passes // settings.accumulation * settings.iterations
-    return GRPOConfig(
+    steps = steps_of_pass(len(rows), limits(settings, 1)) * settings.iterations
+    checkpointing = not cpu if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing == "on"
+    args = GRPOConfig(
         output_dir=output,
         seed=settings.seed,
         max_steps=steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.accumulation,
-        steps_per_generation=passes,
-        num_iterations=settings.iterations,
-        # Groups were formed when the rows were recorded. TRL only wants this to divide the batch.
-        num_generations=passes * settings.micro_batch,
+        # To TRL's loop, a step is one batch of two that mean nothing. What is computed then says our own schedule.
+        per_device_train_batch_size=DRAWN,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        num_iterations=1,
+        num_generations=DRAWN,
         learning_rate=settings.learning_rate,
         # A fresh optimizer takes its first steps as long as its last, however little it has seen. Without the rise, and
         # the fall towards the end, a good policy is worn down by noise, version after version.
@@ -96,16 +114,19 @@ def configuration(settings: TrainerSettings, rows: Sequence[Row], output: str) -
         importance_sampling_level=settings.importance_level,
         epsilon=settings.epsilon,
         epsilon_high=settings.epsilon_high,
-        beta=settings.beta,
         temperature=settings.temperature,
+        use_bias_correction_kl=True,  # the KL times the ratio: its gradient is that of the KL of what π samples
         # Only dr_grpo divides by it: the longest completion there is.
-        max_completion_length=max(len(row.tokens) - row.prompt_length for row in rows),
-        # Off on the CPU, where bf16 autocasts too and recomputing activations only costs time.
+        max_completion_length=longest_completion(rows),
+        # A ratio between two draws of dropout would measure the dropout. Only adapters may be asked to have it.
+        disable_dropout=settings.tuning == "full" or settings.lora_dropout == 0,
+        # Balancing experts is a term of pretraining; it has no place in the step's sum.
+        router_aux_loss_coef=0.0,
         use_cpu=cpu,
-        bf16=not cpu,
-        gradient_checkpointing=not cpu,
-        dataloader_pin_memory=not cpu,
-        shuffle_dataset=False,  # TRL shuffles within the generation batch, which is all rows
+        bf16=in_bfloat16(settings),
+        activation_checkpointing=checkpointing,
+        dataloader_pin_memory=False,
+        shuffle_dataset=False,
         save_strategy="no",
         report_to="none",
         logging_strategy="steps",
@@ -113,6 +134,9 @@ def configuration(settings: TrainerSettings, rows: Sequence[Row], output: str) -
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         disable_tqdm=True,
     )
+    # Several GPUs in one process: Trainer would copy the model to all of them at every step. One process, one GPU.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 class _Watch(TrainerCallback):
@@ -130,7 +154,7 @@ class _Watch(TrainerCallback):
 
 
 def train(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     settings: TrainerSettings,
@@ -147,10 +171,9 @@ def train(
         trainer = RecordedGRPOTrainer(
             model=model,
             rows=rows,
+            settings=settings,
             args=configuration(settings, rows, output),
             processing_class=tokenizer,
-            is_mode=settings.is_mode,
-            is_cap=settings.is_cap,
             callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)
@@ -162,8 +185,19 @@ def train(
         **figures,
         "steps": trainer.state.global_step,
         "tokens_trained": settings.iterations * sum(row.sampled_count for row in rows),
+        **padding(rows, settings, trainer.args.world_size),
         "train_seconds": round(time.monotonic() - began, 3),
     }
+
+
+def padding(rows: Sequence[Row], settings: TrainerSettings, processes: int) -> dict[str, float]:
+    """Return how many tokens the passes over ``rows`` computed: those of the rows, and with the padding."""
+    lengths = [len(row.tokens) for row in rows]
+    bounds = limits(settings, processes)
+    passes = [schedule.plan(lengths, bounds, settings.seed, number) for number in range(settings.iterations)]
+    real = settings.iterations * sum(lengths)
+    padded = sum(schedule.padded(step, lengths) for steps in passes for step in steps)
+    return {"tokens_real": real, "tokens_padded": padded, "padding_share": round(1 - real / padded, 4)}
 
 
 def summary(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -161,5 +161,5 @@ def test_configuration_turns_off_what_only_a_gpu_wants(tmp_path: Path) -> None:
     rows = recorded_rows(tiny_model(), [4])
     args = configuration(TrainerSettings(device="cpu"), rows, str(tmp_path))
     assert not args.bf16
-    assert not args.gradient_checkpointing
+    assert not args.activation_checkpointing
     assert args.temperature == 1.0

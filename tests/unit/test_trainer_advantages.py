@@ -25,13 +25,13 @@ def test_it_is_the_reward_minus_the_mean_over_the_sample_deviation() -> None:
     assert advantages == {
         "0-0": pytest.approx(-1 / (1 + EPSILON)), "0-1": 0.0, "0-2": pytest.approx(1 / (1 + EPSILON))
     }  # fmt: skip
-    assert counts == {"compared": 1, "singletons": 0, "without_spread": 0}
+    assert counts == {"compared": 1, "singletons": 0, "singletons_by_baseline": 0, "without_spread": 0}
 
 
 def test_a_singleton_and_a_uniform_group_have_nothing_to_compare_and_are_counted() -> None:
     advantages, counts = group_advantages(scored([[7.0], [0.3, 0.3, 0.3], [0.0, 1.0]]))
     assert [advantages[key] for key in ("0-0", "1-0", "1-1", "1-2")] == [0.0] * 4
-    assert counts == {"compared": 1, "singletons": 1, "without_spread": 1}
+    assert counts == {"compared": 1, "singletons": 1, "singletons_by_baseline": 0, "without_spread": 1}
 
 
 @given(GROUPS)

@@ -74,11 +74,16 @@ class BatchScoring:
 
             found = await together([partial(one, group) for group in groups], self._settings.judge_concurrency)
         values: dict[str, float] = {}
+        gave: dict[str, str] = {}
         for result in found:
             values |= {name: score.value for name, score in result.scores.items()}
+            gave |= {name: score.scorer for name, score in result.scores.items()}
             unscored |= result.unscored
             _count(result, counts)
-        return Scores(values=values, unscored=unscored, counts=dict(sorted(counts.items())), about=scorers.about(found))
+        return Scores(
+            values=values, unscored=unscored, scorers=gave, counts=dict(sorted(counts.items())),
+            about=scorers.about(found),
+        )  # fmt: skip
 
     async def _one(self, group: Group, scorers: _Scorers, order: Order) -> GroupScores:
         scorer = scorers.of(group)

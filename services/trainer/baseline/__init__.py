@@ -1,0 +1,1 @@
+"""What a scenario's trajectories have been worth so far: the measure for groups of one."""

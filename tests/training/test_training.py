@@ -16,9 +16,9 @@ from flywheel.settings import TrainerSettings
 from services.trainer import models
 from services.trainer.grpo import RecordedGRPOTrainer
 from services.trainer.rows import Row
-from services.trainer.training import configuration, micro_batches, train
+from services.trainer.training import padding, train
 from tests.training.builders import drifted, recorded_rows, save, tiny_model, tokenizer
-from tests.training.test_gradient import logps
+from tests.training.by_hand import logps
 
 pytestmark = pytest.mark.torch
 
@@ -32,48 +32,76 @@ def run(model: Any, rows: Sequence[Row], **values: Any) -> tuple[Any, dict[str, 
 
 @torch.no_grad()
 def mean_logp(model: Any, rows: Sequence[Row]) -> float:
-    return torch.cat([logps(model, row)[0] for row in rows]).mean().item()
+    return torch.cat([logps(model, row) for row in rows]).mean().item()
 
 
 def weights(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize(("count", "accumulation"), [(31, 1), (33, 1), (16, 1), (40, 2), (3, 4)])
-def test_every_row_is_trained_on_and_none_twice(count: int, accumulation: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = recorded_rows(tiny_model(), [count])
+@pytest.mark.parametrize(
+    ("count", "values"),
+    [
+        (31, {}), (33, {}), (16, {}), (40, {"accumulation": 2}), (3, {"accumulation": 4}),
+        (29, {"micro_tokens": 20, "iterations": 3}), (1, {"micro_batch": 1}),
+    ],
+)  # fmt: skip
+def test_every_row_is_trained_on_once_a_pass(
+    count: int, values: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = recorded_rows(tiny_model(), [max(count, 2)])[:count]
     seen: list[tuple[int, ...]] = []
     compute = RecordedGRPOTrainer._compute_loss
 
     def watch(self: Any, model: Any, inputs: Any) -> Any:
-        for prompt, prompt_mask, completion, mask, sampled in zip(
-            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"],
-            inputs["tool_mask"], strict=True,
-        ):  # fmt: skip
+        batch = inputs["batch"]
+        for tokens, known, sampled in zip(batch.tokens, batch.known, inputs["tool_mask"], strict=True):
             if sampled.any():
-                seen.append((*prompt[prompt_mask.bool()].tolist(), *completion[mask.bool()].tolist()))
+                seen.append(tuple(tokens[known.bool()].tolist()))
         return compute(self, model, inputs)
 
     monkeypatch.setattr(RecordedGRPOTrainer, "_compute_loss", watch)
-    _, figures = run(tiny_model(), rows, accumulation=accumulation)
-    assert sorted(seen) == sorted(tuple(row.tokens) for row in rows)
-    passes = -(-count // 16)
-    assert figures["steps"] == -(-passes // accumulation)
+    _, figures = run(tiny_model(), rows, **values)
+    settings = TrainerSettings(**{"micro_batch": 16, **values})
+    assert sorted(seen) == sorted(tuple(row.tokens) for row in rows for _ in range(settings.iterations))
+    assert figures["steps"] == settings.iterations * -(-count // (settings.micro_batch * settings.accumulation))
 
 
-def test_a_single_row_at_micro_batch_one_is_enough_for_trl() -> None:
-    rows = recorded_rows(tiny_model(), [2])[:1]
-    rows[0].advantage = 1.0
-    _, figures = run(tiny_model(), rows, micro_batch=1)
-    assert figures["steps"] == micro_batches(1, TrainerSettings(micro_batch=1)) == 2
-
-
-def test_padding_and_micro_batches_do_not_change_the_gradient_scale() -> None:
-    """A gradient summed over padded micro-batches is the gradient of all rows at once."""
-    rows = recorded_rows(tiny_model(), [8, 6])
-    whole, _ = run(tiny_model(), rows, micro_batch=14, max_grad_norm=1e9)
-    parts, _ = run(tiny_model(), rows, micro_batch=4, accumulation=4, max_grad_norm=1e9)
+def test_how_a_step_is_cut_does_not_change_what_is_learned() -> None:
+    rows = recorded_rows(tiny_model(), [8, 6, 5, 9])
+    whole, _ = run(tiny_model(), rows, micro_batch=14, iterations=2)
+    parts, figures = run(tiny_model(), rows, micro_batch=7, accumulation=2, micro_tokens=30, iterations=2)
     torch.testing.assert_close(weights(whole), weights(parts), atol=2e-5, rtol=0)
+    assert figures["tokens_real"] == 2 * sum(len(row.tokens) for row in rows)
+
+
+def test_checkpointed_activations_give_the_same_weights() -> None:
+    rows = recorded_rows(tiny_model(), [8, 6])
+    kept, _ = run(tiny_model(), rows, iterations=2)
+    again, _ = run(tiny_model(), rows, iterations=2, gradient_checkpointing="on")
+    torch.testing.assert_close(weights(kept), weights(again), atol=1e-6, rtol=0)
+
+
+def test_figures_are_means_over_tokens_not_over_micro_batches() -> None:
+    """Short rows, in micro-batches of their own, must not weigh as much as long ones."""
+    rows = recorded_rows(tiny_model(), [8, 6, 5, 9])
+    _, whole = run(tiny_model(), rows, micro_batch=28, beta=0.1, micro_tokens=100_000)
+    _, parts = run(tiny_model(), rows, micro_batch=4, accumulation=7, micro_tokens=20, beta=0.1)
+    for name in ("entropy", "kl", "clip_share", "loss", "grad_norm", "logp_diff_mean"):
+        assert parts[name] == pytest.approx(whole[name], abs=2e-6), name
+
+
+def test_padding_is_told_and_little() -> None:
+    rows = recorded_rows(tiny_model(), [8] * 8)
+    long = replace(rows[0], tokens=rows[0].tokens * 5, sampled=[0] * 4 * len(rows[0].tokens) + rows[0].sampled,
+                   logprobs=[0.0] * 4 * len(rows[0].tokens) + rows[0].logprobs)  # fmt: skip
+    mixed = [long, *rows[1:]]
+    lengths = [len(row.tokens) for row in mixed]
+    told = padding(mixed, TrainerSettings(micro_batch=32), 1)
+    naive = 1 - sum(lengths) / (len(lengths) * max(lengths))
+    assert told["tokens_real"] == sum(lengths)
+    assert told["padding_share"] == pytest.approx(1 - told["tokens_real"] / told["tokens_padded"], abs=1e-4)
+    assert told["padding_share"] < naive / 2
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "behavior"])
@@ -155,11 +183,3 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PoisonError) as caught:
         models.load(tmp_path)
     assert caught.value.reason == "bad_model"
-
-
-def test_configuration_turns_off_what_only_a_gpu_wants(tmp_path: Path) -> None:
-    rows = recorded_rows(tiny_model(), [4])
-    args = configuration(TrainerSettings(device="cpu"), rows, str(tmp_path))
-    assert not args.bf16
-    assert not args.activation_checkpointing
-    assert args.temperature == 1.0

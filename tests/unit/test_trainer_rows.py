@@ -14,7 +14,7 @@ from flywheel.events import Failure, Sampling
 from flywheel.trajectory import assemble
 from services.trainer.calls import CallDropped, Sampled
 from services.trainer.ledger import Ledger
-from services.trainer.rows import NotTrained, RowDropped, build, chain
+from services.trainer.rows import NotTrained, RowDropped, build, chain, learnable
 from tests.support.calls import NOW, RULES, call, drawn, sampled, trajectory
 
 
@@ -46,7 +46,9 @@ def test_a_repeated_prompt_is_another_sample_and_another_row() -> None:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Sampled]:
-    """Calls whose prompts continue, cut, or change what was said before. Every sampled token is unique."""
+    """Calls whose prompts continue, cut, or change what was said before, some of them without log-probabilities that
+    could be had. Every sampled token is unique.
+    """
     said: list[list[int]] = [[]]
     calls: list[Sampled] = []
     fresh = iter(range(1000, 10_000))
@@ -57,7 +59,9 @@ def conversations(draw: st.DrawFn) -> list[Sampled]:
             history = draw(st.sampled_from([history[:at], [*history[:at], *history[at + 1 :]]]))
         prompt = [*history, *draw(st.lists(st.integers(0, 3), min_size=0 if history else 1, max_size=3))]
         completion = [next(fresh) for _ in range(draw(st.integers(1, 4)))]
-        calls.append(drawn(prompt, completion, draw(st.integers(1, 5)), logprobs=[-0.5] * len(completion)))
+        lost = draw(st.booleans())
+        logprobs = None if lost else [-0.5] * len(completion)
+        calls.append(drawn(prompt, completion, draw(st.integers(1, 5)), logprobs=logprobs, supervised=lost))
         said.append(prompt + completion)
     return calls
 
@@ -76,7 +80,8 @@ def test_every_sampled_token_is_trained_once_after_its_own_prompt(calls: list[Sa
         (home,) = [row for row in rows if completion[0] in sampled(row)]
         assert home.tokens[:end] == prompt + completion
         assert home.sampled[len(prompt) : end] == [1] * len(completion)
-        assert home.logprobs[len(prompt) : end] == each.logprobs
+        assert home.logprobs[len(prompt) : end] == (each.logprobs or [0.0] * len(completion))
+        assert home.supervised == each.supervised
         assert home.versions[len(prompt) : end] == [each.version] * len(completion)
 
 
@@ -85,7 +90,8 @@ def test_rows_are_as_few_as_their_forks(calls: list[Sampled]) -> None:
     """A row begins only with a call that no row so far can take."""
     for upto in range(1, len(calls) + 1):
         before, after = chain("t", calls[: upto - 1]), chain("t", calls[:upto])
-        fits = any(row.continues_in(calls[upto - 1].prompt) for row in before)
+        call = calls[upto - 1]
+        fits = any(row.continues_in(call.prompt) and row.supervised == call.supervised for row in before)
         assert len(after) == len(before) + (not fits)
 
 
@@ -175,9 +181,10 @@ def test_a_row_longer_than_the_model_reads_is_dropped() -> None:
 
 def test_the_ledger_adds_up() -> None:
     ledger = Ledger()
-    build(trajectory(call([1], [2]), call([8], [9, 9], completion_logprobs=None)), RULES, ledger)
-    build(trajectory(call([1], [2]), reward=None), RULES, ledger)
-    build(trajectory(call([1, 2], [3, 4]), call([1, 9], [5])), RULES, ledger)
+    rows = build(trajectory(call([1], [2]), call([8], [9, 9], completion_logprobs=None)), RULES, ledger)
+    rows += build(trajectory(call([1], [2]), reward=None), RULES, ledger)
+    rows += build(trajectory(call([1, 2], [3, 4]), call([1, 9], [5])), RULES, ledger)
+    assert learnable(rows, RULES, ledger) == rows
     counts = ledger.as_dict()
     assert counts["trajectories"] == {"read": 3, "used": 2}
     assert counts["trajectories_dropped"] == {"no_reward": 1}
@@ -190,7 +197,8 @@ def test_the_ledger_adds_up() -> None:
 
 def test_a_token_keeps_its_own_policy_where_a_row_has_several() -> None:
     ledger = Ledger()
-    (row,) = build(trajectory(call([1], [2, 3], "1.3.0"), call([1, 2, 3, 4], [5], "1.4.0")), RULES, ledger)
+    rows = build(trajectory(call([1], [2, 3], "1.3.0"), call([1, 2, 3, 4], [5], "1.4.0")), RULES, ledger)
+    (row,) = learnable(rows, RULES, ledger)
     assert [v for v, mine in zip(row.versions, row.sampled, strict=True) if mine] == [4, 4, 5]
     assert ledger.tokens_by_version == {"1.3.0": 2, "1.4.0": 1}
 

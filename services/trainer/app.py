@@ -86,7 +86,8 @@ class Trainer:
         self._relay = relay
         self._settings = settings
         self._health = health
-        self._scoring = BatchScoring(pool, store, scoring, self._durably)
+        text_counts = settings.text_only != "quarantine"
+        self._scoring = BatchScoring(pool, store, scoring, self._durably, text_counts=text_counts)
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._without_model: set[str] = set()

@@ -77,7 +77,7 @@ async def test_a_batch_becomes_a_model_that_leads_back_to_it(world: World) -> No
 
     counts, metrics = json.loads(job["counts"]), json.loads(job["metrics"])
     assert counts["trajectories"] == {"read": 16, "used": 16}
-    assert counts["groups"] == {"compared": 3, "singletons": 1, "without_spread": 0}
+    assert counts["groups"] == {"compared": 3, "singletons": 1, "singletons_by_baseline": 0, "without_spread": 0}
     assert counts["staleness"] == {"0": 16}
     assert metrics["logp_diff_max"] < 1e-4  # trained on exactly the tokens that this model sampled
     assert metrics["steps"] == 4

@@ -14,27 +14,18 @@ import torch
 
 from flywheel import artifacts
 from flywheel.errors import PoisonError
-from flywheel.events import Event, LLMCall, Sampling, Step, TrajectoryEnded, TrajectoryStarted
-from flywheel.settings import TrainerSettings
-from flywheel.storage.memory import MemoryObjectStore
-from services.trainer import job, models
-from services.trainer.calls import Policy
-from services.trainer.ledger import Ledger
-from services.trainer.protocol import Done, Order, Parent
+from flywheel.events import LLMCall, Sampling, Step, TrajectoryEnded, TrajectoryStarted
+from services.trainer import models
 from services.trainer.recompute import fill
 from services.trainer.rows import Row
-from tests.support.training import SIZES, played, write
+from tests.support.training import SIZES, played
 from tests.support.world import unique
 from tests.training import builders
+from tests.training.bench import Bench
 from tests.training.builders import drifted, recorded_rows, tiny_model
 from tests.training.test_training import run, weights
 
 pytestmark = pytest.mark.torch
-
-TEMPLATE = (
-    "{% for message in messages %}<user> {{ message.content }} {% endfor %}{% if add_generation_prompt %}<agent> "
-    "{% endif %}"
-)
 
 
 def forget(rows: Sequence[Row]) -> list[Row]:
@@ -71,40 +62,13 @@ def test_what_is_not_filled_in_fails_loudly() -> None:
         run(tiny_model(), forget(recorded_rows(tiny_model(), SIZES)))
 
 
-class Bench:
-    """One job on stored play, in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store, self.folder = MemoryObjectStore(), folder
-        self.ledger = Ledger()
-        spoken = builders.tokenizer()
-        spoken.chat_template = TEMPLATE
-        tiny_model().save_pretrained(folder / "base")
-        spoken.save_pretrained(folder / "base")
-        self.artifact = artifacts.upload(self.store, folder / "base", "base", {})
-
-    def train(self, batch: Sequence[Sequence[Event]], version: str = "1.0.0", **settings: Any) -> Done:
-        policies = {"1.0.0": Policy(1, 1), "1.1.0": Policy(2, 1)}
-        ready = write(self.store, "default", batch)
-        order = Order(
-            job_id="j", batch_id=ready.batch_id, channel="default", manifest=ready.manifest, model_id=unique("m"),
-            manifest_sha256=ready.manifest_sha256, policies=policies, started_at=datetime.now(UTC),
-            parent=Parent(version=version, policy=policies[version], artifact=self.artifact),
-        )  # fmt: skip
-        chosen = TrainerSettings(device="cpu", micro_batch=16, **settings)
-        done = job.run(order, chosen, self.store, self.folder / "cache" / "models", self.ledger, lambda _: None)
-        assert isinstance(done, Done)
-        return done
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    (tmp_path / "cache" / "models").mkdir(parents=True)
     return Bench(tmp_path)
 
 
 def test_ids_without_log_probabilities_train_as_if_they_had_been_recorded(bench: Bench) -> None:
-    done = bench.train(played(completion_logprobs=None), text_only="recompute")
+    done = bench.trained(played(completion_logprobs=None), text_only="recompute")
     assert done.counts["calls"]["recomputed"] == done.counts["calls"]["usable"] == done.counts["calls"]["read"]
     assert done.counts["tokens"]["recomputed"] == done.counts["tokens"]["trained"]
     assert done.metrics["logp_diff_max"] < 1e-4
@@ -116,19 +80,19 @@ def test_ids_without_log_probabilities_train_as_if_they_had_been_recorded(bench:
 
 def test_they_are_dropped_where_another_model_sampled_them(bench: Bench) -> None:
     with pytest.raises(PoisonError, match="policy_not_loaded"):
-        bench.train(played(completion_logprobs=None), version="1.1.0", text_only="recompute")
+        bench.trained(played(completion_logprobs=None), version="1.1.0", text_only="recompute")
     assert set(bench.ledger.calls_dropped) == {"policy_not_loaded"}
 
 
 def test_by_default_they_are_dropped(bench: Bench) -> None:
     with pytest.raises(PoisonError, match="no_logprobs"):
-        bench.train(played(completion_logprobs=None))
+        bench.trained(played(completion_logprobs=None))
 
 
 def test_age_is_counted_from_the_jobs_start(bench: Bench) -> None:
     with pytest.raises(PoisonError, match="too_old"):
-        bench.train(played(time=datetime(2026, 1, 1, tzinfo=UTC)), max_age_s=60.0)
-    assert bench.train(played(), max_age_s=3600.0).counts["rows"]["used"] == sum(SIZES)
+        bench.trained(played(time=datetime(2026, 1, 1, tzinfo=UTC)), max_age_s=60.0)
+    assert bench.trained(played(), max_age_s=3600.0).counts["rows"]["used"] == sum(SIZES)
 
 
 def test_text_alone_trains_on_exactly_the_tokens_that_were_sampled(bench: Bench) -> None:
@@ -151,7 +115,7 @@ def test_text_alone_trains_on_exactly_the_tokens_that_were_sampled(bench: Bench)
         started = TrajectoryStarted(**common, seq=0, scenario_id=said, group_id="g", model_version="1.0.0")
         step = Step(**common, seq=2, step=0, reward=float(attempt % 3), done=True)
         batch.append([started, made, step, TrajectoryEnded(**common, seq=3)])
-    done = bench.train(batch, text_only="recompute")
+    done = bench.trained(batch, text_only="recompute")
     assert done.counts["calls_dropped"] == ({"control_token_in_response": control} if control else {})
     assert done.counts["tokens"]["retokenized"] == done.counts["tokens"]["trained"] == wanted > 0
     assert done.metrics["logp_diff_max"] < 1e-4

@@ -47,7 +47,7 @@ def weights(model: Any) -> torch.Tensor:
     ],
 )  # fmt: skip
 def test_every_row_is_trained_on_once_a_pass(
-    count: int, values: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    count: int, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = recorded_rows(tiny_model(), [max(count, 2)])[:count]
     seen: list[tuple[int, ...]] = []

@@ -61,7 +61,7 @@ async def learn(conn: Connection, job_id: str, channel: str, told: Told) -> None
     await conn.execute(
         """DELETE FROM reward_baselines
             WHERE channel = $1
-              AND updated_at < (SELECT updated_at FROM reward_baselines
-                                 WHERE channel = $1 ORDER BY updated_at DESC OFFSET $2 LIMIT 1)""",
+              AND updated_at <= (SELECT updated_at FROM reward_baselines
+                                  WHERE channel = $1 ORDER BY updated_at DESC OFFSET $2 LIMIT 1)""",
         channel, _MOST,
     )  # fmt: skip

@@ -41,9 +41,15 @@ Listener = Callable[[int, int], None]
 
 
 class BatchScoring:
-    """Scores the batches that need more than their recorded rewards."""
+    """Scores the batches that need more than their recorded rewards. ``text_counts``: calls may be trained on of which
+    only text was recorded.
+    """
 
-    def __init__(self, pool: asyncpg.Pool, store: ObjectStore, settings: ScoringSettings, durably: Durably) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, store: ObjectStore, settings: ScoringSettings, durably: Durably, *,
+        text_counts: bool = False,
+    ) -> None:  # fmt: skip
+        self._text_counts = text_counts
         self._pool = pool
         self._store = store
         self._settings = settings
@@ -57,7 +63,7 @@ class BatchScoring:
         """Score the batch. No judge's failure is raised; raises PoisonError (IntegrityError among them) for a batch
         that can never be read, and errors of the store as they are.
         """
-        groups, counts, unscored = await asyncio.to_thread(_read, self._store, order)
+        groups, counts, unscored = await asyncio.to_thread(_read, self._store, order, text_counts=self._text_counts)
         for reason in unscored.values():
             metrics.UNSCORED.labels(reason).inc()
         listen(0, len(groups))
@@ -144,7 +150,7 @@ class _Scorers:
         return Heuristic(self._settings.pnl_scale) if name == "heuristic" else Recorded()
 
 
-def _read(store: ObjectStore, order: Order) -> tuple[list[Group], Counter[str], dict[str, str]]:
+def _read(store: ObjectStore, order: Order, *, text_counts: bool) -> tuple[list[Group], Counter[str], dict[str, str]]:
     """Return the groups to score, what was left out by reason, and the trajectories that have nothing to train on."""
     manifest, trajectories = read_batch(store, order.manifest, order.manifest_sha256)
     if manifest.batch_id != order.batch_id:
@@ -155,7 +161,7 @@ def _read(store: ObjectStore, order: Order) -> tuple[list[Group], Counter[str], 
     for trajectory in trajectories:
         if (reason := excluded(trajectory)) is not None:
             counts[f"excluded_{reason}"] += 1
-        elif not any(call.trainable for call in trajectory.all_llm_calls()):
+        elif not any(call.trainable or text_counts for call in trajectory.all_llm_calls()):
             unscored[trajectory.trajectory_id] = Unscored.NO_TRAINABLE_CALLS
             counts[f"unscored_{Unscored.NO_TRAINABLE_CALLS}"] += 1
         else:

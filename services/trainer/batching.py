@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from services.trainer.rows import Row
+
+#: Where there is one position per row, TRL takes its figures to be those of whole rows, padding included.
+_SHORTEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,20 @@ class MicroBatch:
     def of(cls, rows: Sequence[Packed], filler: int, device: torch.device) -> MicroBatch:
         """Pad ``rows`` with the token ``filler``. Of no rows it is a sequence of which nothing counts."""
         nothing = Packed(
-            torch.tensor([filler, filler]), torch.tensor([False, False]), torch.empty(0), 0.0, supervised=False
+            torch.full((_SHORTEST,), filler),
+            torch.zeros(_SHORTEST, dtype=torch.bool),
+            torch.empty(0),
+            0.0,
+            supervised=False,
         )
         packed = rows or [nothing]
         tokens = pad_sequence([row.tokens for row in packed], batch_first=True, padding_value=filler)
+        missing = (0, max(0, _SHORTEST - tokens.size(1)))
         known = pad_sequence([torch.ones_like(row.tokens) for row in packed], batch_first=True)
         scored = pad_sequence([row.scored for row in packed], batch_first=True)[:, 1:]
         imitated = torch.tensor([row.supervised for row in packed]).unsqueeze(1)
         advantages = torch.tensor([row.advantage for row in packed], dtype=torch.float32)
+        tokens, known, scored = pad(tokens, missing, value=filler), pad(known, missing), pad(scored, missing)
         made = (tokens, known, scored, scored & ~imitated, scored & imitated, advantages)
         return cls(*(tensor.to(device) for tensor in made))
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -143,7 +143,8 @@ class RecordedGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         batch, step_tokens = inputs["batch"], inputs["step_tokens"]
         self._scored = batch.scored
-        loss = super()._compute_loss(model, inputs) * self._objective.scale(batch.policy, step_tokens)
+        with self._extremes_of_its_own():
+            loss = super()._compute_loss(model, inputs) * self._objective.scale(batch.policy, step_tokens)
         if self._supervises:
             mask = batch.supervised
             loss = loss + self._objective.supervised(self._logps, mask, batch.advantages, step_tokens)
@@ -151,6 +152,18 @@ class RecordedGRPOTrainer(GRPOTrainer):
             nll, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()  # type: ignore[union-attr]
             self._metrics["train"][_SUPERVISED_NLL].append(nll / max(tokens, 1))
         return loss * self.args.world_size  # gradients are averaged over the processes, and ours are parts of a sum
+
+    @contextmanager
+    def _extremes_of_its_own(self) -> Iterator[None]:
+        """Keep TRL from gathering what it logs of single rows: the least and the greatest clip share, which nobody
+        reads. The processes have different numbers of rows, and that only works with equal ones.
+        """
+        accelerator: Any = self.accelerator
+        accelerator.gather = lambda tensor: tensor
+        try:
+            yield
+        finally:
+            del accelerator.gather
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,

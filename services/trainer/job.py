@@ -27,12 +27,13 @@ from services.trainer.baseline.estimate import Baselines, Told
 from services.trainer.calls import Rules
 from services.trainer.ledger import Counts, Ledger
 from services.trainer.protocol import Done, Order, Skipped, Stage, Steps
+from services.trainer.rank.crew import Crew
 from services.trainer.rendering import Renderer
 
 Reporter = Callable[[Stage | Steps], None]
 
 #: How the service runs. Every other setting changes what is learned, and the lineage has it.
-NOT_LEARNING = frozenset({"metrics_port", "attempts", "lease_s", "poll_s", "registration_wait_s"})
+NOT_LEARNING = frozenset({"metrics_port", "attempts", "lease_s", "poll_s", "registration_wait_s", "processes"})
 _LIBRARIES = ("torch", "trl", "transformers", "accelerate", "peft")
 
 
@@ -43,12 +44,13 @@ def run(
     cache: Path,
     ledger: Ledger,
     report: Reporter,
+    crew: Crew,
 ) -> Done | Skipped:
     """Do the job and return what to announce, or that there was nothing to learn; ``ledger`` is filled on the way,
     also when the job fails.
 
-    ``cache`` keeps the fetched parent and nothing older. Raises PoisonError (IntegrityError among them) for a
-    batch or parent that can never be trained on, and errors of the store as they are.
+    ``cache`` keeps the fetched parent and nothing older; ``crew`` trains with us. Raises PoisonError (IntegrityError
+    among them) for a batch or parent that can never be trained on, and errors of the store as they are.
     """
     began = time.monotonic()
     report(Stage(status="preparing"))
@@ -79,9 +81,10 @@ def run(
     prepared = time.monotonic()
 
     report(Stage(status="training"))
-    figures = training.train(
-        model, tokenizer, batch, settings, lambda done, total: report(Steps(done=done, total=total))
-    )
+    with crew.training(parent, rows=batch):
+        figures = training.train(
+            model, tokenizer, batch, settings, lambda done, total: report(Steps(done=done, total=total))
+        )
     models.require_finite(model)
 
     report(Stage(status="uploading"))

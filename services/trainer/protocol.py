@@ -126,6 +126,22 @@ class Failed(_Line):
     counts: Counts = Field(default_factory=dict)
 
 
+class Joining(_Line):
+    """Who a rank beside rank 0 is, and where it meets the others. Rank 0 says it to each, and then tasks."""
+
+    rank: int
+    port: int
+    settings: TrainerSettings
+    log_level: str
+
+
+class Task(_Line):
+    """A training that all ranks do together."""
+
+    parent: Path = Field(description="folder of the model that it starts from")
+    how: Path = Field(description="file with what training is called with, pickled")
+
+
 Report = Annotated[Ready | Stage | Steps | Done | Skipped | Failed, Field(discriminator="kind")]
 _report: TypeAdapter[Report] = TypeAdapter(Report)
 

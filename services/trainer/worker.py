@@ -7,7 +7,6 @@ ends with its parent: when standard input ends, and on Linux also by a signal fr
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
@@ -17,32 +16,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from flywheel import log
 from flywheel.errors import EXIT_FATAL, FatalError, PoisonError, TransientError
 from flywheel.settings import Connections
 from flywheel.storage.s3 import S3ObjectStore
 from services.trainer.ledger import Ledger
+from services.trainer.processes import die_with, environment
 from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup, Skipped
 
-_PR_SET_PDEATHSIG = 1
-
-#: Must be set before torch is loaded. Threads that spin while they wait for each other, on cores that they share
-#: with the rest of the machine, made training ten times slower.
-_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-}
+if TYPE_CHECKING:
+    from services.trainer.rank.crew import Crew
 
 
 def main() -> int:
     """Serve orders until standard input ends."""
     out = _take_over_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    _die_with(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     lines = sys.stdin.buffer
     setup = Setup.model_validate_json(lines.readline())
     log.configure("trainer.worker", setup.log_level)
@@ -54,12 +46,13 @@ def main() -> int:
         out.write(line.line())
         out.flush()
 
-    report(_warm_up(setup))
+    ready, crew = _warm_up(setup)
+    report(ready)
     store = S3ObjectStore.from_settings(Connections.model_validate(setup.connections))
     while True:
         order = orders.get()
         with log.bound(job_id=order.job_id, batch_id=order.batch_id):
-            answer = _obey(order, setup, store, report)
+            answer = _obey(order, setup, store, crew, report)
             report(answer)
         if isinstance(answer, Failed) and answer.error == "unexpected":
             return EXIT_FATAL  # who knows what state we are in
@@ -70,13 +63,6 @@ def _take_over_stdout() -> BinaryIO:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return out
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EXIT_FATAL)  # it died before we could ask
 
 
 def _listen(lines: BinaryIO, orders: queue.Queue[Order]) -> None:
@@ -90,30 +76,37 @@ def _listen(lines: BinaryIO, orders: queue.Queue[Order]) -> None:
     os._exit(0)  # nobody is interested any more, not even in a job half done
 
 
-def _warm_up(setup: Setup) -> Ready:
+def _warm_up(setup: Setup) -> tuple[Ready, Crew]:
     began = time.monotonic()
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(environment(setup.settings))
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from services.trainer import job
+    from services.trainer import job, training
+    from services.trainer.rank.crew import Crew
 
     transformers_logging.disable_progress_bar()
+    try:
+        training.require_machine(setup.settings)
+    except FatalError as error:
+        log.get_logger(__name__).error("this machine is not what the settings ask for", error=str(error))
+        sys.exit(EXIT_FATAL)
+    crew = Crew(setup.settings, setup.log_level)
     if setup.settings.threads:
         torch.set_num_threads(setup.settings.threads)
     gc.collect()
     gc.freeze()  # Trainer collects garbage at every run; what was imported is none
-    return Ready(import_seconds=round(time.monotonic() - began, 3), libraries=job.libraries())
+    return Ready(import_seconds=round(time.monotonic() - began, 3), libraries=job.libraries()), crew
 
 
 def _obey(
-    order: Order, setup: Setup, store: S3ObjectStore, report: Callable[[Report], None]
+    order: Order, setup: Setup, store: S3ObjectStore, crew: Crew, report: Callable[[Report], None]
 ) -> Done | Skipped | Failed:
     from services.trainer import job
 
     ledger = Ledger()
     try:
-        return job.run(order, setup.settings, store, setup.models, ledger, report)
+        return job.run(order, setup.settings, store, setup.models, ledger, report, crew)
     except PoisonError as error:
         return Failed(error="poison", reason=error.reason, message=str(error), counts=ledger.as_dict())
     except TransientError as error:

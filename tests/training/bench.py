@@ -16,6 +16,7 @@ from services.trainer.baseline.estimate import Baseline
 from services.trainer.calls import Policy
 from services.trainer.ledger import Ledger
 from services.trainer.protocol import Done, Order, Parent, Scores, Skipped
+from services.trainer.rank.crew import Crew
 from tests.support.training import write
 from tests.support.world import unique
 from tests.training import builders
@@ -55,7 +56,7 @@ class Bench:
         )  # fmt: skip
         self.ledger = Ledger()
         chosen = TrainerSettings(device="cpu", **{"micro_batch": 16, **settings})
-        return job.run(order, chosen, self.store, self.cache, self.ledger, lambda _: None)
+        return job.run(order, chosen, self.store, self.cache, self.ledger, lambda _: None, Crew(chosen, "info"))
 
     def trained(self, batch: Sequence[Sequence[Event]], version: str = "1.0.0", **settings: Any) -> Done:
         """The answer of a job that there is something to learn from."""

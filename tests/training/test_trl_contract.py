@@ -141,3 +141,14 @@ def test_the_head_scores_the_labelled_positions_and_asks_one_function_whether_to
         "masked_scatter(mask, x)",
     ):  # fmt: skip
         assert fragment in head, fragment
+
+
+def test_only_extremes_over_rows_are_gathered() -> None:
+    """Elsewhere it would matter that each process is left with its own."""
+    gathered = re.findall(r"(\S+) = self\.accelerator\.gather\(", source("_compute_loss"))
+    assert gathered == ["gathered_low_clip", "gathered_high_clip"]
+    others = source("_compute_loss").count("accelerator.gather")
+    assert others - len(gathered) == 2, "of the entropy bonus and of experts, both of which are off"
+    assert "self._entropy_bonus_enabled" in source("_compute_loss") and "self.aux_loss_enabled" in source(
+        "_compute_loss"
+    )

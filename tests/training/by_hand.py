@@ -24,6 +24,7 @@ class Loss:
     beta: float = 0.0
     cap: float = 2.0
     supervised_weight: float = 0.1
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Pass:
         return cls(len(rows) / steps, tokens / steps, max(len(row.tokens) - row.sampled.index(1) for row in rows))
 
 
-def logps(model: Any, row: Row) -> torch.Tensor:
+def logps(model: Any, row: Row, temperature: float = 1.0) -> torch.Tensor:
     """Log-probability of each sampled token: one row alone, no padding, plain log_softmax."""
-    logits = model(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+    logits = (model(torch.tensor([row.tokens])).logits[0] / temperature).log_softmax(-1)
     return torch.stack([logits[i - 1, row.tokens[i]] for i, mine in enumerate(row.sampled) if mine])
 
 
@@ -55,7 +56,7 @@ def step_loss(model: Any, start: dict[str, torch.Tensor], rows: Sequence[Row], w
     total = torch.zeros(())
     step_tokens = sum(sum(row.sampled) for row in rows)
     for row in rows:
-        new = logps(model, row)
+        new = logps(model, row, loss.temperature)
         if row.supervised:
             per_token = -loss.supervised_weight * row.advantage * new
         else:

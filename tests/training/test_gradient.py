@@ -49,9 +49,9 @@ class Played:
     start: Any
     now: Any
 
-    def scores(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def scores(self, rows: Sequence[Row], temperature: float = 1.0) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            return {row.trajectory_id: logps(self.start, row) for row in rows}
+            return {row.trajectory_id: logps(self.start, row, temperature) for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ class Bench:
 def loss_settings(loss: Loss) -> dict[str, Any]:
     return {
         "loss_type": loss.kind, "importance_level": loss.level, "epsilon_high": loss.high, "is_mode": loss.mode,
-        "beta": loss.beta, "supervised_weight": loss.supervised_weight,
+        "beta": loss.beta, "supervised_weight": loss.supervised_weight, "temperature": loss.temperature,
     }  # fmt: skip
 
 
 def holds(bench: Bench, reference: Any, played: Played, loss: Loss) -> None:
     """Whether loss and gradient of every step are those of the formula, on a model of the same weights."""
     whole = Pass.of(bench.rows, len(bench.steps))
-    start = played.scores(bench.rows)
+    start = played.scores(bench.rows, loss.temperature)
     for number, step in enumerate(bench.steps):
         got, got_loss = bench.gradient(number)
         wanted_loss = step_loss(reference, start, [bench.rows[row] for row in step.rows], whole, loss)
@@ -118,6 +118,12 @@ def test_the_gradient_is_that_of_the_written_formula(
 ) -> None:
     loss = replace(loss, mode=mode, beta=0.05)
     bench = Bench(played, tmp_path, **layout, **loss_settings(loss)).move_to(played.now)
+    holds(bench, copy.deepcopy(played.now), played, loss)
+
+
+def test_so_it_is_at_the_temperature_of_sampling(played: Played, tmp_path: Any) -> None:
+    loss = Loss(beta=0.05, temperature=0.7)
+    bench = Bench(played, tmp_path, micro_batch=8, **loss_settings(loss)).move_to(played.now)
     holds(bench, copy.deepcopy(played.now), played, loss)
 
 

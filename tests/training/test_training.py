@@ -13,7 +13,7 @@ import torch
 
 from flywheel.errors import PoisonError
 from flywheel.settings import TrainerSettings
-from services.trainer import models
+from services.trainer import adapters, models
 from services.trainer.grpo import RecordedGRPOTrainer
 from services.trainer.rows import Row
 from services.trainer.training import padding, train
@@ -75,11 +75,24 @@ def test_how_a_step_is_cut_does_not_change_what_is_learned() -> None:
     assert figures["tokens_real"] == 2 * sum(len(row.tokens) for row in rows)
 
 
-def test_checkpointed_activations_give_the_same_weights() -> None:
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(tuning: Any) -> None:
     rows = recorded_rows(tiny_model(), [8, 6])
-    kept, _ = run(tiny_model(), rows, iterations=2)
-    again, _ = run(tiny_model(), rows, iterations=2, gradient_checkpointing="on")
-    torch.testing.assert_close(weights(kept), weights(again), atol=1e-6, rtol=0)
+    trained, computed = [], []
+    for checkpointing in ("off", "on"):
+        settings = TrainerSettings(
+            device="cpu", micro_batch=16, iterations=2, learning_rate=1e-3, tuning=tuning,
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        forwards = [0]
+        base: Any = tiny_model()
+        model = adapters.put_on(base, settings)
+        base.model.layers[0].mlp.register_forward_pre_hook(lambda *_, n=forwards: n.__setitem__(0, n[0] + 1))
+        train(model, tokenizer(), rows, settings, lambda done, total: None)
+        trained.append(weights(model))
+        computed.append(forwards[0])
+    torch.testing.assert_close(*trained, atol=1e-6, rtol=0)
+    assert computed == [1 + 2, 1 + 2 * 2], "once for the model at the start; then a pass a step, or two"
 
 
 def test_figures_are_means_over_tokens_not_over_micro_batches() -> None:

@@ -18,7 +18,8 @@ from services.trainer.protocol import Done, Failed, Order, Ready, Report, Setup,
 _log = get_logger(__name__)
 
 _CHECK = "worker"
-_LINE_BYTES = 4 * 1024 * 1024
+#: Longest line of the worker's: an answer says a hundred bytes of each of the batch's scenarios.
+_LINE_BYTES = 64 * 1024 * 1024
 #: A worker that lived this long, in seconds, died of something new: the wait before the next one begins small again.
 _HEALTHY_S = 60.0
 _LONGEST_WAIT_S = 30.0

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -96,7 +96,9 @@ def environment(
 def connections(environment: dict[str, str]) -> Connections:
     """The same world as a settings object."""
     names = ("kafka", "postgres", "s3", "s3_access_key", "s3_bucket", "s3_region")
-    values = {name: environment[key] for name in names if (key := f"FLYWHEEL_{name.upper()}") in environment}
+    values: dict[str, Any] = {
+        name: environment[key] for name in names if (key := f"FLYWHEEL_{name.upper()}") in environment
+    }
     return Connections(**values, s3_secret_key=SecretStr(environment["FLYWHEEL_S3_SECRET_KEY"]))
 
 

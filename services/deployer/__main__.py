@@ -10,6 +10,7 @@ from flywheel.settings import Connections, DeployerSettings, ServiceSettings
 from flywheel.storage import postgres
 from flywheel.storage.s3 import S3ObjectStore
 from flywheel.stream.admin import ensure_topics
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.durable import DurableApp
 from flywheel.stream.outbox import OutboxRelay
@@ -23,19 +24,20 @@ _MEASURE_EVERY_S = 5.0
 
 async def run(service: Service, connections: Connections) -> None:
     """Wire the deployer and run it until the service is asked to stop; publish what is left, then return."""
+    kafka = Cluster(connections)
     pool = await service.until_it_works("postgres", lambda: postgres.connect(connections.postgres))
-    producer = Producer(connections.kafka, client_id=_GROUP)
+    producer = Producer(kafka, client_id=_GROUP)
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("kafka", producer.start)
         await service.until_it_works(
-            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+            "kafka", lambda: ensure_topics(kafka, replication=service.settings.topic_replication)
         )
         relay = OutboxRelay(pool, producer, service.health)
         deployer = Deployer(pool, S3ObjectStore.from_settings(connections), relay)
         await service.until_it_works("postgres", deployer.heal)
         app = DurableApp(
-            _GROUP, connections.kafka, replication=service.settings.topic_replication, var=service.settings.var,
+            _GROUP, kafka, replication=service.settings.topic_replication, var=service.settings.var,
             health=service.health, dead=DeadLetters(producer, service.name),
         )  # fmt: skip
         app.agent(MODELS, deployer.on_models, max_batch=1)

@@ -15,6 +15,7 @@ from flywheel.errors import FatalError
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, GatewaySettings, ServiceSettings
 from flywheel.storage import postgres
+from flywheel.stream.cluster import Cluster
 from flywheel.waiting import first_of
 from services.gateway import store
 from services.gateway.app import create_app
@@ -37,9 +38,10 @@ class Server(uvicorn.Server):
 
 async def run(service: Service, connections: Connections, settings: GatewaySettings) -> None:
     """Answer requests until the service is asked to stop, then drain."""
+    kafka = Cluster(connections)
     # No connection yet: the gateway answers, with 503, while the database is away.
     pool = await postgres.connect(connections.postgres, min_size=0, max_size=_POOL)
-    broker = BrokerWatch(connections.kafka, pool)
+    broker = BrokerWatch(kafka, pool)
     token = settings.token.get_secret_value() if settings.token else None
     app = create_app(pool, health=service.health, token=token, broker=broker)
     listening = _bind(settings)

@@ -9,6 +9,7 @@ import asyncpg
 
 from flywheel.errors import TransientError
 from flywheel.log import get_logger
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.offsets import Offsets, read_offsets
 from flywheel.topics import ALL_TOPICS, SOURCES
 from flywheel.waiting import first_of
@@ -24,7 +25,7 @@ LOOK_EVERY_S = 5.0
 class BrokerWatch:
     """Keeps the latest answer; None while the broker is away. Reading recorded data does not depend on it."""
 
-    bootstrap: str
+    kafka: Cluster
     pool: asyncpg.Pool
     dead_letters: dict[str, int] | None = None
     lag: dict[str, int] | None = None
@@ -43,7 +44,7 @@ class BrokerWatch:
 
     async def look(self) -> None:
         """Ask once. Raises TransientError while the broker is away, and errors of the database as they are."""
-        offsets = await read_offsets(self.bootstrap, [topic.name for topic in ALL_TOPICS])
+        offsets = await read_offsets(self.kafka, [topic.name for topic in ALL_TOPICS])
         kept = {topic.dead: offsets.kept(topic.dead) for topic in SOURCES}
         self.dead_letters = {name: count for name, count in kept.items() if count is not None}
         self.lag = await self._lag(offsets)

@@ -13,6 +13,7 @@ from flywheel.settings import Connections, RecorderSettings, ServiceSettings
 from flywheel.storage import postgres
 from flywheel.storage.brakes import Brakes
 from flywheel.stream.admin import ensure_topics
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.events_loop import EventsLoop
 from flywheel.stream.outbox import OutboxRelay
@@ -40,22 +41,23 @@ _IDLE_S = 60.0
 
 async def run(service: Service, connections: Connections, settings: RecorderSettings) -> None:
     """Wire the recorder and run it until the service is asked to stop; publish what is left, then return."""
+    kafka = Cluster(connections)
     pool = await service.until_it_works(
         "postgres",
         lambda: postgres.connect(connections.postgres, init=prepare, max_size=_POOL, idle_in_transaction_s=_IDLE_S),
     )
-    producer = Producer(connections.kafka, client_id=_GROUP)
+    producer = Producer(kafka, client_id=_GROUP)
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("postgres", lambda: make_ahead(pool, settings.days_ahead))
         await service.until_it_works("kafka", producer.start)
         await service.until_it_works(
-            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+            "kafka", lambda: ensure_topics(kafka, replication=service.settings.topic_replication)
         )
         relay = OutboxRelay(pool, producer, service.health)
         store = Store(pool, consumer=_GROUP, topic=EVENTS.name)
         loop = EventsLoop(
-            connections.kafka, EVENTS, _GROUP, Recorder(store, relay, pool),
+            kafka, EVENTS, _GROUP, Recorder(store, relay, pool),
             dead=DeadLetters(producer, service.name),
             share=DeadShare(settings.dead_share_limit, settings.dead_window),
             brakes=Brakes(pool, consumer=_GROUP, topic=EVENTS.name),
@@ -64,7 +66,7 @@ async def run(service: Service, connections: Connections, settings: RecorderSett
         apart = service.health.scoped("outcomes")
         outcomes = Outcomes(OutcomeStore(pool, consumer=_OUTCOMES_GROUP, topic=OUTCOMES.name), relay, apart)
         outcomes_loop = EventsLoop(
-            connections.kafka, OUTCOMES, _OUTCOMES_GROUP, outcomes,
+            kafka, OUTCOMES, _OUTCOMES_GROUP, outcomes,
             dead=DeadLetters(producer, service.name),
             share=DeadShare(settings.dead_share_limit, _OUTCOMES_DEAD_WINDOW),
             brakes=Brakes(pool, consumer=_OUTCOMES_GROUP, topic=OUTCOMES.name),

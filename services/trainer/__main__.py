@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from flywheel.connection_settings import S3Connection
 from flywheel.scoring_settings import ScoringSettings
 from flywheel.service import Service, run_service
 from flywheel.settings import Connections, ServiceSettings, TrainerSettings
 from flywheel.storage import postgres
 from flywheel.storage.s3 import S3ObjectStore
 from flywheel.stream.admin import ensure_topics
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.durable import DurableApp
 from flywheel.stream.outbox import OutboxRelay
@@ -25,10 +27,11 @@ _GROUP = "flywheel-trainer"
 
 async def run(service: Service, connections: Connections, settings: TrainerSettings, scoring: ScoringSettings) -> None:
     """Wire the trainer and run it until the service is asked to stop; publish what is left, then return."""
+    kafka = Cluster(connections)
+    store = connections.model_dump(mode="json", include=set(S3Connection.model_fields), exclude_none=True)
     worker = WorkerProcess(
         Setup(
-            connections=connections.model_dump(mode="json")
-            | {"s3_secret_key": connections.s3_secret_key.get_secret_value()},
+            connections=store | {"s3_secret_key": connections.s3_secret_key.get_secret_value()},
             settings=settings,
             models=service.settings.var / "trainer" / "models",
             log_level=service.settings.log_level,
@@ -36,19 +39,19 @@ async def run(service: Service, connections: Connections, settings: TrainerSetti
         service.health,
     )
     pool = await service.until_it_works("postgres", lambda: postgres.connect(connections.postgres))
-    producer = Producer(connections.kafka, client_id=_GROUP)
+    producer = Producer(kafka, client_id=_GROUP)
     try:
         await service.until_it_works("postgres", lambda: postgres.migrate(pool))
         await service.until_it_works("kafka", producer.start)
         await service.until_it_works(
-            "kafka", lambda: ensure_topics(connections.kafka, replication=service.settings.topic_replication)
+            "kafka", lambda: ensure_topics(kafka, replication=service.settings.topic_replication)
         )
         relay = OutboxRelay(pool, producer, service.health)
         trainer = Trainer(
             pool, S3ObjectStore.from_settings(connections), worker, relay, settings, scoring, service.health
         )
         app = DurableApp(
-            _GROUP, connections.kafka, replication=service.settings.topic_replication, var=service.settings.var,
+            _GROUP, kafka, replication=service.settings.topic_replication, var=service.settings.var,
             health=service.health, dead=DeadLetters(producer, service.name),
         )  # fmt: skip
         app.agent(BATCHES, trainer.on_batches)

@@ -30,7 +30,7 @@ class _Line(BaseModel):
 class Setup(_Line):
     """What the worker needs for all jobs. Travels by pipe, so that secrets show in no list of processes."""
 
-    connections: dict[str, str]
+    connections: dict[str, str] = Field(description="of the object store: the worker needs nothing else")
     settings: TrainerSettings
     models: Path = Field(description="folder for fetched models")
     log_level: str = "info"

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 from flywheel import log
+from flywheel.connection_settings import S3Connection
 from flywheel.errors import EXIT_FATAL, FatalError, PoisonError, TransientError
-from flywheel.settings import Connections
 from flywheel.storage.s3 import S3ObjectStore
 from services.trainer.ledger import Ledger
 from services.trainer.processes import die_with, environment
@@ -48,7 +48,7 @@ def main() -> int:
 
     ready, crew = _warm_up(setup)
     report(ready)
-    store = S3ObjectStore.from_settings(Connections.model_validate(setup.connections))
+    store = S3ObjectStore.from_settings(S3Connection.model_validate(setup.connections))
     while True:
         order = orders.get()
         with log.bound(job_id=order.job_id, batch_id=order.batch_id):

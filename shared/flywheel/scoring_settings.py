@@ -25,7 +25,7 @@ class ScoringRule(BaseModel):
 class ScoringSettings(Section):
     """The trainer's scorers: what a trajectory is worth, and the judge that may say so."""
 
-    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_SCORING_")
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_SCORING_", hide_input_in_errors=True)
 
     scorer: Literal["recorded", "weighted", "heuristic", "ruler"] = Field(
         default="recorded", description="scorer of every group that no rule names another for"

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flywheel.connection_settings import KafkaConnection, S3Connection
 from flywheel.learning_settings import LearningSettings
 from flywheel.messages import DEFAULT_CHANNEL
 from flywheel.topics import EVENTS, MAX_EVENT_BYTES
@@ -48,18 +49,15 @@ class Section(BaseSettings):
         return cls(_env_file=env_file())  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
 
 
-class Connections(Section):
+class Connections(S3Connection, KafkaConnection, Section):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Where Kafka, Postgres and the object store are. The same names point any part at an existing server."""
 
-    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_")
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_", hide_input_in_errors=True)
 
-    kafka: str = Field(default="127.0.0.1:9092", description="bootstrap servers, host:port[,host:port]")
-    postgres: str = Field(default="postgresql://postgres@127.0.0.1:5432/flywheel", description="connection URL")
-    s3: str = Field(default="http://127.0.0.1:9000", description="endpoint URL of any S3 server")
-    s3_access_key: str = Field(default="flywheel", description="access key")
-    s3_secret_key: SecretStr = Field(default=SecretStr(""), description="secret key")
-    s3_bucket: str = Field(default="flywheel", description="bucket; created on start where it is missing and may be")
-    s3_region: str = Field(default="us-east-1", description="region used in signatures")
+    postgres: str = Field(
+        default="postgresql://postgres@127.0.0.1:5432/flywheel",
+        description="connection URL; `?sslmode=verify-full&sslrootcert=FILE` asks for TLS",
+    )
 
 
 class ServiceSettings(Section):

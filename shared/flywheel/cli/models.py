@@ -57,6 +57,7 @@ async def import_model(folder: Path, connections: Connections, channel: str, *, 
     from flywheel.ids import uuid7
     from flywheel.messages import ModelTrained
     from flywheel.storage.s3 import S3ObjectStore
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.producer import Producer
     from flywheel.topics import MODELS
 
@@ -67,7 +68,7 @@ async def import_model(folder: Path, connections: Connections, channel: str, *, 
     lineage = {"origin": "imported", "base_model": base}
     artifact = await asyncio.to_thread(upload, store, folder, model_id, lineage)
     model = ModelTrained(model_id=model_id, channel=channel, artifact=artifact, origin="imported", base_model=base)
-    producer = Producer(connections.kafka, client_id="flywheel-cli")
+    producer = Producer(Cluster(connections), client_id="flywheel-cli")
     await producer.start()
     try:
         await producer.send_and_wait(MODELS.name, model_id, model.dump())
@@ -80,11 +81,12 @@ async def wait_until_deployed(connections: Connections, model_id: str, *, within
     """Return the update that tells agents of the model. Raises TimeoutError after ``within`` seconds."""
     from flywheel.errors import PoisonError
     from flywheel.messages import ModelUpdate
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.follow import follow
     from flywheel.topics import MODEL_UPDATES
 
     async with asyncio.timeout(within):
-        updates = follow(connections.kafka, MODEL_UPDATES.name, from_beginning=True, client_id="flywheel-cli")
+        updates = follow(Cluster(connections), MODEL_UPDATES.name, from_beginning=True, client_id="flywheel-cli")
         async with aclosing(updates) as records:
             async for record in records:
                 try:

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from flywheel.outcomes import Outcome
+    from flywheel.stream.cluster import Cluster
 
 #: Most faults that are shown.
 _SHOWN = 10
@@ -57,7 +58,9 @@ def publish(
     """Publish outcomes, once all are found to be well-formed. Repeating it changes nothing."""
     from flywheel.errors import FlywheelError
     from flywheel.settings import Connections
+    from flywheel.stream.cluster import Cluster
 
+    kafka = Cluster(Connections.load())
     try:
         if file == "-":
             found, faults = read(sys.stdin.buffer)
@@ -71,13 +74,13 @@ def publish(
     if faults:
         raise _failed(f"{len(faults):,} lines are no outcomes; nothing was published (docs/events.md says what is)")
     try:
-        asyncio.run(_send(Connections.load().kafka, found))
+        asyncio.run(_send(kafka, found))
     except FlywheelError as error:
         raise _failed(f"{error}; publish again: repeats are harmless") from None
     typer.echo(f"published {len(found):,} outcomes")
 
 
-async def _send(kafka: str, found: Sequence[Outcome]) -> None:
+async def _send(kafka: Cluster, found: Sequence[Outcome]) -> None:
     from flywheel.stream.producer import Producer
     from flywheel.topics import OUTCOMES
 

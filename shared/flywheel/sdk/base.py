@@ -31,6 +31,7 @@ from flywheel.sdk.options import Options
 from flywheel.sdk.spans import NO_SPAN, open_spans
 from flywheel.sdk.transport import KafkaTransport, Transport
 from flywheel.settings import AgentSettings, Connections, ServiceSettings
+from flywheel.stream.cluster import Cluster
 
 #: Most open trajectories, and ended ones, that the calls by id find. Handles work for as long as they are held.
 _MOST_OPEN = 10_000
@@ -40,14 +41,15 @@ _MOST_ENDED = 1_000
 class BaseRecorder(Core):
     """Records what an agent sees and does, never raising nor waiting because of Flywheel itself.
 
-    ``connect`` makes the transport; without it, events go to the Kafka at ``bootstrap``. Every call exists on the
-    handles and, by trajectory id, here; it returns whether the event was accepted.
+    ``connect`` makes the transport; without it, events go to the Kafka at ``bootstrap``: its servers, or a
+    :class:`~flywheel.stream.cluster.Cluster` where it wants TLS or a login. Every call exists on the handles and, by
+    trajectory id, here; it returns whether the event was accepted.
     """
 
     def __init__(
         self,
         agent_id: str,
-        bootstrap: str = "127.0.0.1:9092",
+        bootstrap: Cluster | str = "127.0.0.1:9092",
         *,
         channel: str | None = None,
         options: Options | None = None,
@@ -71,12 +73,14 @@ class BaseRecorder(Core):
     def from_env(cls, agent_id: str, **changes: Any) -> Self:
         """Return a recorder set up by the environment (docs/settings.md); ``changes`` are :class:`Options` set in code.
 
-        Raises pydantic.ValidationError naming a variable that does not fit, ValueError for options that make no sense.
+        Raises pydantic.ValidationError naming a variable that does not fit, ValueError for options that make no sense,
+        FatalError naming a file of a certificate or password that cannot be used.
         """
-        settings, service = AgentSettings.load(), ServiceSettings.load()
+        settings, service, connections = AgentSettings.load(), ServiceSettings.load(), Connections.load()
         traced = {"tracing": service.otel, "tracing_ratio": service.otel_ratio}
         options = replace(Options.from_settings(settings), **{**traced, **changes})
-        return cls(agent_id, Connections.load().kafka, channel=settings.channel, options=options)
+        kafka = Cluster(connections) if options.enabled else connections.kafka  # needs no files where nothing is sent
+        return cls(agent_id, kafka, channel=settings.channel, options=options)
 
     @property
     def stats(self) -> Stats:

@@ -32,6 +32,7 @@ from flywheel.sdk.spans import NO_SPAN, Span, open_spans
 from flywheel.sdk.transport import KafkaTransport
 from flywheel.settings import AgentSettings, Connections, ServiceSettings
 from flywheel.storage.objects import ObjectStore
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.follow import follow
 from flywheel.stream.record import Record
 from flywheel.topics import MODEL_UPDATES
@@ -73,7 +74,7 @@ class ModelSubscriber(Generic[M]):
         agent_id: str,
         loader: Callable[[Path], M],
         *,
-        bootstrap: str,
+        bootstrap: Cluster | str,
         store: ObjectStore,
         cache: Path,
         channel: str = DEFAULT_CHANNEL,
@@ -113,7 +114,8 @@ class ModelSubscriber(Generic[M]):
     ) -> Self:
         """Return a subscriber set up by the environment (docs/settings.md).
 
-        Raises pydantic.ValidationError naming a variable that does not fit.
+        Raises pydantic.ValidationError naming a variable that does not fit, FatalError naming a file of a certificate
+        or password that cannot be used.
         """
         from flywheel.storage.s3 import S3ObjectStore  # agents with a store of their own need no S3 client
 
@@ -121,7 +123,7 @@ class ModelSubscriber(Generic[M]):
         return cls(
             agent_id,
             loader,
-            bootstrap=connections.kafka,
+            bootstrap=Cluster(connections),
             store=S3ObjectStore.from_settings(connections),
             cache=cache or service.var / "agents" / quote(agent_id, safe="") / "models",
             channel=channel or settings.channel,

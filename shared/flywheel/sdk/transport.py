@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flywheel.sdk.buffer import Item
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.producer import Producer
 
 #: Told once per item what became of it: None is the broker's acknowledgement. PoisonError: it never will be taken.
@@ -40,11 +41,11 @@ class Transport(Protocol):
 class KafkaTransport:
     """Sends to Kafka with acks from all in-sync replicas, idempotently."""
 
-    def __init__(self, bootstrap: str, client_id: str) -> None:
-        self._producer = Producer(bootstrap, client_id=client_id)
+    def __init__(self, kafka: Cluster | str, client_id: str) -> None:
+        self._producer = Producer(kafka, client_id=client_id)
 
     async def start(self) -> None:
-        """Connect. Raises TransientError while no broker answers."""
+        """Connect. Raises TransientError while no broker answers, FatalError when it refuses us."""
         await self._producer.start()
 
     async def send(self, item: Item, settled: Settled) -> None:

@@ -13,9 +13,10 @@ import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
+from flywheel.connection_settings import S3Connection
 from flywheel.errors import FatalError, PoisonError, TransientError
-from flywheel.settings import Connections
 from flywheel.storage.objects import DEFAULT_CONTENT_TYPE, ObjectInfo, check_key
+from flywheel.tls import Files, RenewingContext
 
 #: Seconds to open a connection, and of silence on an open one, before a try counts as failed.
 CONNECT_TIMEOUT = 5.0
@@ -33,11 +34,14 @@ class S3ObjectStore:
     """One bucket of an S3 server. Safe to use from several threads."""
 
     def __init__(
-        self, endpoint: str, *, access_key: str, secret_key: str, bucket: str, region: str = "us-east-1"
-    ) -> None:
+        self, endpoint: str, *, access_key: str, secret_key: str, bucket: str, region: str = "us-east-1",
+        ca: Path | None = None,
+    ) -> None:  # fmt: skip
         url = urlsplit(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
             raise FatalError(f"S3 endpoint {endpoint!r}: expected http(s)://host[:port]")
+        if ca is not None and url.scheme != "https":
+            raise FatalError(f"S3 endpoint {endpoint!r} is without TLS, but FLYWHEEL_S3_CA is set: choose https://")
         self._where = f"{endpoint}/{bucket}"
         self._bucket = bucket
         self._region = region
@@ -50,12 +54,13 @@ class S3ObjectStore:
             http_client=urllib3.PoolManager(
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
                 maxsize=16,
+                ssl_context=RenewingContext(Files(ca)) if url.scheme == "https" else None,
                 retries=urllib3.Retry(total=RETRIES, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
             ),
         )
 
     @classmethod
-    def from_settings(cls, connections: Connections) -> S3ObjectStore:
+    def from_settings(cls, connections: S3Connection) -> S3ObjectStore:
         """Return the store that the settings name. Connects on first use, not here."""
         return cls(
             connections.s3,
@@ -63,6 +68,7 @@ class S3ObjectStore:
             secret_key=connections.s3_secret_key.get_secret_value(),
             bucket=connections.s3_bucket,
             region=connections.s3_region,
+            ca=connections.s3_ca,
         )
 
     def ensure_bucket(self) -> None:

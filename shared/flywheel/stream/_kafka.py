@@ -10,15 +10,18 @@ from aiokafka.errors import (
     AuthenticationMethodNotSupported,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    IllegalSaslStateError,
     KafkaError,
     MessageSizeTooLargeError,
     RecordTooLargeError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
 )
 
 from flywheel.errors import FatalError, FlywheelError, PoisonError, TransientError
 from flywheel.stream import _headers, _noise
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.record import Record
 
 #: A fetch returns at most this much per partition, and per broker, except that one record larger than it comes
@@ -30,8 +33,9 @@ _headers.install()
 _noise.install()
 
 _REFUSED = (
-    AuthenticationFailedError, AuthenticationMethodNotSupported, SaslAuthenticationFailed,
-    ClusterAuthorizationFailedError, GroupAuthorizationFailedError, TopicAuthorizationFailedError,
+    AuthenticationFailedError, AuthenticationMethodNotSupported, SaslAuthenticationFailed, IllegalSaslStateError,
+    UnsupportedSaslMechanismError, ClusterAuthorizationFailedError, GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
 )  # fmt: skip
 
 
@@ -44,10 +48,11 @@ LONGEST_BATCH_MS = 7 * 24 * 3600 * 1000
 _REBALANCE_MS = 30_000
 
 
-def grouped_consumer(bootstrap: str, group: str) -> AIOKafkaConsumer:
+def grouped_consumer(kafka: Cluster, group: str) -> AIOKafkaConsumer:
     """Return a consumer, not started, that shares partitions within ``group`` and commits nothing by itself."""
     return AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        bootstrap_servers=kafka.servers,
+        **kafka.arguments(),
         client_id=group,
         group_id=group,
         enable_auto_commit=False,

@@ -22,16 +22,19 @@ import faust
 from aiokafka.errors import KafkaError
 
 from flywheel import metrics, tracing
-from flywheel.errors import EXIT_FATAL
+from flywheel.errors import EXIT_FATAL, FatalError
 from flywheel.health import Health, stalled
 from flywheel.log import get_logger
 from flywheel.retry import Stopped, retry_in_place
 from flywheel.storage.postgres import transient
+from flywheel.stream._faust import credentials, to_record
 from flywheel.stream._kafka import HEARTBEAT_MS, LONGEST_BATCH_MS, PARTITION_FETCH_BYTES, SESSION_MS
 from flywheel.stream.admin import ensure_topics
 from flywheel.stream.age import Ages
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.handling import Handler, handle_batch
+from flywheel.stream.reach import why_silent
 from flywheel.stream.record import Record
 from flywheel.topics import BY_NAME, Topic
 from flywheel.tracing import messaging
@@ -69,10 +72,10 @@ class DurableApp:
     """
 
     def __init__(
-        self, name: str, bootstrap: str, *, replication: int, var: Path, health: Health, dead: DeadLetters
+        self, name: str, kafka: Cluster | str, *, replication: int, var: Path, health: Health, dead: DeadLetters
     ) -> None:
         self._name = name
-        self._bootstrap = bootstrap
+        self._kafka = Cluster.of(kafka)
         self._replication = replication
         self._datadir = var / "faust" / name
         self._health = health
@@ -104,7 +107,7 @@ class DurableApp:
         topics = [a.topic for a in self._agents]
         topics += [BY_NAME[t.dead] for t in topics if t.dead in BY_NAME]
         await retry_in_place(
-            lambda: ensure_topics(self._bootstrap, topics, self._replication),
+            lambda: ensure_topics(self._kafka, topics, self._replication),
             health=self._health, check="kafka", stop=stop,
         )  # fmt: skip
         self._health.ready("kafka", False, "joining the consumer group")
@@ -127,7 +130,8 @@ class DurableApp:
         self._datadir.mkdir(parents=True, exist_ok=True)
         app = faust.App(
             self._name,
-            broker=[f"kafka://{address}" for address in self._bootstrap.split(",")],
+            broker=[f"kafka://{address}" for address in self._kafka.servers.split(",")],
+            broker_credentials=credentials(self._kafka),
             datadir=str(self._datadir),
             autodiscover=False,
             web_enabled=False,
@@ -164,7 +168,7 @@ class DurableApp:
                 async for events in stream.noack_take(agent.max_batch, within=agent.within):
                     if self._stop.is_set():
                         break
-                    await self._handle(agent, [_to_record(event.message) for event in events])
+                    await self._handle(agent, [to_record(event.message) for event in events])
                     for event in events:
                         await stream.ack(event)
             except Stopped:
@@ -219,6 +223,9 @@ class DurableApp:
             except (KafkaError, TimeoutError) as error:
                 unfetched, problem = 0, f"{type(error).__name__}: {error}"
             self._publish_ages()
+            if problem:
+                self._health.ready("kafka", False, problem)
+                problem = await self._why_silent(stopping) or problem
             if not problem and (app.rebalancing or app.unassigned):
                 problem = "no partitions assigned (yet)"
             self._health.ready("kafka", not problem, problem)
@@ -229,6 +236,18 @@ class DurableApp:
             elif stalled(time.monotonic(), moved):
                 self._die(f"{unfetched} records wait and none has come for a while", None)
             await asyncio.wait({stopping}, timeout=_WATCH_S)
+
+    async def _why_silent(self, stopping: asyncio.Future[Any]) -> str:
+        """Ask why the broker does not answer, and end the process when it refuses us by now."""
+        asking = asyncio.ensure_future(why_silent(self._kafka))
+        await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+            return ""
+        try:
+            return asking.result()
+        except FatalError as error:
+            self._die("the broker refuses us", error)
 
     async def _measure_lag(self, app: faust.App) -> int:
         """Ask the broker for the ends of our partitions; return how many records are not even fetched."""
@@ -272,12 +291,3 @@ class DurableApp:
         _log.error("fatal", what=what, group=self._name, error=repr(error), exc_info=error)
         logging.shutdown()
         os._exit(EXIT_FATAL)
-
-
-def _to_record(message: Any) -> Record:
-    headers = message.headers or ()
-    pairs = headers.items() if isinstance(headers, dict) else headers
-    return Record(
-        message.topic, message.partition, message.offset, message.key, message.value,
-        tuple(pairs), round(message.timestamp * 1000),
-    )  # fmt: skip

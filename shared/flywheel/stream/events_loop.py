@@ -26,9 +26,11 @@ from flywheel.stream._kafka import grouped_consumer, mapped, to_record
 from flywheel.stream.age import Ages
 from flywheel.stream.blocked import Stopwatch
 from flywheel.stream.brake import Brake, Kept, Revoked
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.dead import DeadLetters
 from flywheel.stream.positions import Fenced, Item, Sink, Value
 from flywheel.stream.probe import Probe
+from flywheel.stream.reach import cause
 from flywheel.stream.record import Record
 from flywheel.stream.share import DeadShare
 from flywheel.stream.writing import BatchWriter
@@ -65,10 +67,10 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
     """
 
     def __init__(
-        self, bootstrap: str, topic: Topic, group: str, sink: Sink[Value], *, dead: DeadLetters, share: DeadShare,
+        self, kafka: Cluster | str, topic: Topic, group: str, sink: Sink[Value], *, dead: DeadLetters, share: DeadShare,
         brakes: Kept, health: Health, batch_records: int, batch_wait_ms: int,
     ) -> None:  # fmt: skip
-        self._bootstrap = bootstrap
+        self._kafka = Cluster.of(kafka)
         self._topic = topic
         self._group = group
         self._sink = sink
@@ -86,7 +88,8 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
         self._owned: frozenset[int] | None = None  # set by the group, until the loop has taken it over
         self._assignment = _Assignment()
         self._failing_since: float | None = None
-        self._probe = Probe(topic, health, lambda: self._assignment.stored, ages, (self._reading, self._writer.watch))
+        watches = (self._reading, self._writer.watch)
+        self._probe = Probe(self._kafka, topic, health, lambda: self._assignment.stored, ages, watches)
 
     @property
     def lag(self) -> int | None:
@@ -137,12 +140,12 @@ class EventsLoop(ConsumerRebalanceListener, Generic[Value]):
 
     async def _join(self) -> AIOKafkaConsumer:
         async def start() -> AIOKafkaConsumer:
-            consumer = grouped_consumer(self._bootstrap, self._group)
+            consumer = grouped_consumer(self._kafka, self._group)
             try:
                 await consumer.start()
             except (KafkaError, OSError) as error:
                 await consumer.stop()
-                raise mapped(error) from error
+                raise await cause(self._kafka, error) from error
             consumer.subscribe([self._topic.name], listener=self)
             return consumer
 

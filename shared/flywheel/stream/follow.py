@@ -10,7 +10,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from flywheel.errors import FatalError
-from flywheel.stream._kafka import FETCH_BYTES, PARTITION_FETCH_BYTES, mapped, to_record
+from flywheel.stream._kafka import FETCH_BYTES, PARTITION_FETCH_BYTES, to_record
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import cause
 from flywheel.stream.record import Record
 
 _log = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ _RECONNECT_S = 1.0
 
 
 async def follow(
-    bootstrap: str, topic: str, *, from_beginning: bool, client_id: str = "flywheel"
+    kafka: Cluster | str, topic: str, *, from_beginning: bool, client_id: str = "flywheel"
 ) -> AsyncGenerator[Record, None]:
     """Yield every record of the topic's partitions, forever, from the beginning or from what is new once iteration
     began.
@@ -26,11 +28,13 @@ async def follow(
     Waits while there is no broker or no such topic, and reconnects by itself, going on where it was. Raises
     FatalError when the broker refuses us. Close the iterator (``contextlib.aclosing``) to disconnect.
     """
+    kafka = Cluster.of(kafka)
     positions: dict[TopicPartition, int] = {}
     while True:
         consumer = AIOKafkaConsumer(
             topic,
-            bootstrap_servers=bootstrap,
+            bootstrap_servers=kafka.servers,
+            **kafka.arguments(),
             client_id=client_id,
             group_id=None,
             enable_auto_commit=False,
@@ -47,9 +51,10 @@ async def follow(
                     positions[partition] = message.offset + 1
                     yield to_record(message)
         except (KafkaError, OSError) as error:
-            if isinstance(error, KafkaError) and isinstance(fatal := mapped(error), FatalError):
-                raise fatal from error
-            _log.warning("following %s: %r; again in %s s", topic, error, _RECONNECT_S)
+            known = await cause(kafka, error)
+            if isinstance(known, FatalError):
+                raise known from error
+            _log.warning("following %s: %s; again in %s s", topic, known, _RECONNECT_S)
         finally:
             await consumer.stop()
         await asyncio.sleep(_RECONNECT_S)

@@ -9,10 +9,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
-from flywheel.errors import TransientError
-from flywheel.stream._kafka import mapped
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import reaching
 
 Partition = tuple[str, int]
 
@@ -40,27 +39,29 @@ class Offsets:
         return dict(lag)
 
 
-async def read_offsets(bootstrap: str, topics: Iterable[str], *, client_id: str = "flywheel-offsets") -> Offsets:
+async def read_offsets(kafka: Cluster | str, topics: Iterable[str], *, client_id: str = "flywheel-offsets") -> Offsets:
     """Ask the broker for the bounds of these topics and for the offsets of every consumer group.
 
     Raises TransientError while no broker answers, FatalError when it refuses.
     """
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, client_id=client_id, group_id=None)
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, client_id=client_id)
-    try:
-        await consumer.start()
-        await admin.start()
-        cluster = await consumer._client.fetch_all_metadata()  # the public face only knows subscribed topics
-        wanted = [TopicPartition(t, number) for t in topics for number in sorted(cluster.partitions_for_topic(t) or ())]
-        first, end = await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted)
-        groups = {name: await _group(admin, name) for name, *_ in await admin.list_consumer_groups()}
-    except KafkaError as error:
-        raise mapped(error) from error
-    except OSError as error:
-        raise TransientError(f"no Kafka broker at {bootstrap}: {error}") from error
-    finally:
-        await consumer.stop()
-        await admin.close()
+    kafka = Cluster.of(kafka)
+    async with reaching(kafka):
+        arguments = {"bootstrap_servers": kafka.servers, "client_id": client_id, **kafka.arguments()}
+        consumer, admin = AIOKafkaConsumer(group_id=None, **arguments), AIOKafkaAdminClient(**arguments)
+        try:
+            await consumer.start()
+            await admin.start()
+            cluster = await consumer._client.fetch_all_metadata()  # the public face only knows subscribed topics
+            wanted = [
+                TopicPartition(name, number)
+                for name in topics
+                for number in sorted(cluster.partitions_for_topic(name) or ())
+            ]
+            first, end = await consumer.beginning_offsets(wanted), await consumer.end_offsets(wanted)
+            groups = {name: await _group(admin, name) for name, *_ in await admin.list_consumer_groups()}
+        finally:
+            await consumer.stop()
+            await admin.close()
     return Offsets(_plain(first), _plain(end), {name: offsets for name, offsets in groups.items() if offsets})
 
 

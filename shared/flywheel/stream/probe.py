@@ -15,6 +15,8 @@ from flywheel.health import Health, stalled
 from flywheel.log import get_logger
 from flywheel.stream.age import Ages
 from flywheel.stream.blocked import Stopwatch
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import why_silent
 from flywheel.topics import Topic
 
 _log = get_logger(__name__)
@@ -30,9 +32,10 @@ class Probe:
     """
 
     def __init__(
-        self, topic: Topic, health: Health, stored: Callable[[], Mapping[int, int]], ages: Ages[int],
+        self, kafka: Cluster, topic: Topic, health: Health, stored: Callable[[], Mapping[int, int]], ages: Ages[int],
         watches: Sequence[Stopwatch] = (),
     ) -> None:  # fmt: skip
+        self._kafka = kafka
         self._topic = topic
         self._health = health
         self._stored = stored
@@ -50,7 +53,8 @@ class Probe:
     async def run(self, consumer: AIOKafkaConsumer, settled: Callable[[], bool]) -> None:
         """Watch until cancelled; ``settled`` says whether what the group assigned has been taken over.
 
-        Raises FatalError when records wait and none comes: aiokafka's fetching can die without a word.
+        Raises FatalError when the broker refuses us by now, and when records wait and none comes: aiokafka's fetching
+        can die without a word.
         """
         while True:
             await asyncio.sleep(_EVERY_S)
@@ -65,6 +69,8 @@ class Probe:
                 why = f"no answer within {_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else repr(error)
                 self._health.ready("kafka", False, why)
                 self._publish_ages()
+                if known := await why_silent(self._kafka):
+                    self._health.ready("kafka", False, known)
                 continue
             self._publish(behind)
             if not self.lag or not settled():

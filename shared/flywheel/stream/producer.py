@@ -14,6 +14,8 @@ from aiokafka.errors import KafkaError
 
 from flywheel.errors import TransientError
 from flywheel.stream._kafka import mapped
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import cause
 from flywheel.stream.record import Headers
 from flywheel.topics import MAX_MESSAGE_BYTES
 
@@ -28,19 +30,20 @@ class Producer:
     future resolved.
     """
 
-    def __init__(self, bootstrap: str, *, client_id: str = "flywheel", linger_ms: int = 5) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, kafka: Cluster | str, *, client_id: str = "flywheel", linger_ms: int = 5) -> None:
+        self._kafka = Cluster.of(kafka)
         self._client_id = client_id
         self._linger_ms = linger_ms
         self._producer: AIOKafkaProducer | None = None
         self._stopping: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
-        """Connect. Raises TransientError while no broker answers; may be called again."""
+        """Connect. Raises TransientError while no broker answers, FatalError when it refuses; may be called again."""
         if self._producer is not None:
             return
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._bootstrap,
+            bootstrap_servers=self._kafka.servers,
+            **self._kafka.arguments(),
             client_id=self._client_id,
             acks="all",
             enable_idempotence=True,
@@ -53,7 +56,7 @@ class Producer:
             await producer.start()
         except (KafkaError, OSError) as error:
             await producer.stop()
-            raise TransientError(f"no Kafka broker at {self._bootstrap}: {error}") from error
+            raise await cause(self._kafka, error) from error
         except BaseException:
             await producer.stop()
             raise

@@ -11,7 +11,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from flywheel.errors import TransientError
-from flywheel.stream._kafka import FETCH_BYTES, PARTITION_FETCH_BYTES, mapped, to_record
+from flywheel.stream._kafka import FETCH_BYTES, PARTITION_FETCH_BYTES, to_record
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import cause
 from flywheel.stream.record import Record
 
 _POLL_MS = 500
@@ -35,12 +37,13 @@ class Span:
         return self.start <= self.first
 
 
-async def spans(bootstrap: str, *, named: Iterable[str] | None = None, suffix: str = "") -> list[Span]:
+async def spans(kafka: Cluster | str, *, named: Iterable[str] | None = None, suffix: str = "") -> list[Span]:
     """Return everything that the broker has now of the topics ``named``, or of all whose name ends with ``suffix``.
 
     Topics that do not exist are absent. Raises TransientError while no broker answers, FatalError when it refuses.
     """
-    consumer = _consumer(bootstrap)
+    kafka = Cluster.of(kafka)
+    consumer = _consumer(kafka)
     try:
         await consumer.start()
         cluster = await consumer._client.fetch_all_metadata()  # the public face only knows subscribed topics
@@ -54,21 +57,22 @@ async def spans(bootstrap: str, *, named: Iterable[str] | None = None, suffix: s
         first = await consumer.beginning_offsets(partitions) if partitions else {}
         end = await consumer.end_offsets(partitions) if partitions else {}
     except (KafkaError, OSError) as error:
-        raise _error(bootstrap, error) from error
+        raise await cause(kafka, error) from error
     finally:
         await _stop(consumer)
     return [Span(tp.topic, tp.partition, first[tp], first[tp], end[tp]) for tp in partitions]
 
 
-async def since(bootstrap: str, whole: Sequence[Span], timestamp_ms: int) -> list[Span]:
+async def since(kafka: Cluster | str, whole: Sequence[Span], timestamp_ms: int) -> list[Span]:
     """Return the spans cut to what was written from then on. Raises as :func:`spans` does."""
-    consumer = _consumer(bootstrap)
+    kafka = Cluster.of(kafka)
+    consumer = _consumer(kafka)
     at = {TopicPartition(span.topic, span.partition): max(0, timestamp_ms) for span in whole}
     try:
         await consumer.start()
         found = await consumer.offsets_for_times(at) if at else {}
     except (KafkaError, OSError) as error:
-        raise _error(bootstrap, error) from error
+        raise await cause(kafka, error) from error
     finally:
         await _stop(consumer)
     starts = {(tp.topic, tp.partition): known.offset for tp, known in found.items() if known is not None}
@@ -78,12 +82,13 @@ async def since(bootstrap: str, whole: Sequence[Span], timestamp_ms: int) -> lis
     ]
 
 
-async def scan(bootstrap: str, wanted: Iterable[Span]) -> AsyncGenerator[Record, None]:
+async def scan(kafka: Cluster | str, wanted: Iterable[Span]) -> AsyncGenerator[Record, None]:
     """Yield the records of the spans, one span after the other, in order. Close the iterator to disconnect.
 
     Raises TransientError when nothing comes for half a minute, FatalError when the broker refuses.
     """
-    consumer = _consumer(bootstrap)
+    kafka = Cluster.of(kafka)
+    consumer = _consumer(kafka)
     try:
         await consumer.start()
         for span in wanted:
@@ -91,7 +96,7 @@ async def scan(bootstrap: str, wanted: Iterable[Span]) -> AsyncGenerator[Record,
                 async for record in _span(consumer, span):
                     yield record
     except (KafkaError, OSError) as error:
-        raise _error(bootstrap, error) from error
+        raise await cause(kafka, error) from error
     finally:
         await _stop(consumer)
 
@@ -113,9 +118,10 @@ async def _span(consumer: AIOKafkaConsumer, span: Span) -> AsyncGenerator[Record
             raise TransientError(f"{span.topic}[{span.partition}] brings nothing at {position} of {span.end}")
 
 
-def _consumer(bootstrap: str) -> AIOKafkaConsumer:
+def _consumer(kafka: Cluster) -> AIOKafkaConsumer:
     return AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        bootstrap_servers=kafka.servers,
+        **kafka.arguments(),
         client_id="flywheel-scan",
         group_id=None,
         enable_auto_commit=False,
@@ -128,9 +134,3 @@ def _consumer(bootstrap: str) -> AIOKafkaConsumer:
 async def _stop(consumer: AIOKafkaConsumer) -> None:
     await asyncio.sleep(0)  # aiokafka's stop() fails on a task of its start() that has not begun yet
     await consumer.stop()
-
-
-def _error(bootstrap: str, error: KafkaError | OSError) -> Exception:
-    if isinstance(error, KafkaError):
-        return mapped(error)
-    return TransientError(f"no Kafka broker at {bootstrap}: {error}")

@@ -90,6 +90,7 @@ async def _generate(
     connections: Connections, recipe: Recipe, rate: float | None, patience_s: float | None
 ) -> list[str]:
     from flywheel.storage import postgres
+    from flywheel.stream.cluster import Cluster
     from flywheel.tools.publish import reconcile, send_all
 
     def told(out: Published) -> None:
@@ -98,7 +99,7 @@ async def _generate(
     def seen(now: Amounts) -> None:
         _progress(f"stored {now.closed:,}/{recipe.trajectories:,} closed trajectories, {now.events:,} events")
 
-    out = await send_all(connections.kafka, recipe, rate=rate, tell=told)
+    out = await send_all(Cluster(connections), recipe, rate=rate, tell=told)
     _progress("")
     speed = out.sent / out.seconds if out.seconds else 0.0
     typer.echo(f"published   {out.trajectories:,} trajectories, {out.events:,} events, {out.repeats:,} of them twice")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flywheel.errors import TransientError
 from flywheel.events import LLMCall, Reward, Step, dump
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.producer import Producer
 from flywheel.tools.generator import Arrival, Recipe, arrivals
 from flywheel.tools.store import Amounts, amounts
@@ -144,7 +145,7 @@ async def reconcile(
 
 
 async def send_all(
-    kafka: str, recipe: Recipe, *, rate: float | None, tell: Callable[[Published], None] | None
+    kafka: Cluster | str, recipe: Recipe, *, rate: float | None, tell: Callable[[Published], None] | None
 ) -> Published:
     """Publish with a producer of its own. Raises TransientError when no broker answers or some events were refused."""
     producer = Producer(kafka, client_id="flywheel-generate", linger_ms=20)

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from flywheel.messages import Replayed
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.letter import Letter, Place
     from flywheel.stream.scan import Span
     from flywheel.tools.dead.listing import Listing
@@ -63,11 +64,12 @@ def list_command(
 
 async def _list(topic: str | None, reason: str | None, since: int | None, limit: int) -> tuple[Listing, int, bool]:
     from flywheel.settings import Connections
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.scan import Span
     from flywheel.tools.dead.listing import Listing
     from flywheel.tools.dead.replay import Selection, letters, marks
 
-    kafka = Connections.load().kafka
+    kafka = Cluster(Connections.load())
     wanted = await _spans(kafka, topic, since)
     if since is None:
         wanted = [
@@ -104,10 +106,11 @@ def show(
 
 async def _show(place: Place) -> tuple[Letter | None, list[Replayed]]:
     from flywheel.settings import Connections
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.scan import spans
     from flywheel.tools.dead.replay import letters, replays, spans_of
 
-    kafka = Connections.load().kafka
+    kafka = Cluster(Connections.load())
     wanted, _ = spans_of(await spans(kafka, named=[place.topic]), [place])
     async with aclosing(letters(kafka, wanted)) as source:
         letter = await anext(source, None)
@@ -151,12 +154,13 @@ async def _replay(
 ) -> bool:
     from flywheel.settings import Connections, ServiceSettings
     from flywheel.stream.admin import ensure_topics
+    from flywheel.stream.cluster import Cluster
     from flywheel.stream.producer import Producer
     from flywheel.stream.scan import spans
     from flywheel.tools.dead.replay import Done, Fate, judged, marks, plan, replay, spans_of
     from flywheel.topics import REPLAYS
 
-    kafka = Connections.load().kafka
+    kafka = Cluster(Connections.load())
     missing: list[Place] = []
     if places:
         wanted, missing = spans_of(await spans(kafka, named={place.topic for place in places}), places)
@@ -241,7 +245,7 @@ def _tell_done(done: Done) -> None:
         typer.echo(f"  {safe(line)}", err=True)
 
 
-async def _spans(kafka: str, topic: str | None, since: int | None) -> list[Span]:
+async def _spans(kafka: Cluster, topic: str | None, since: int | None) -> list[Span]:
     """Return what the broker has of the topic's dead letters, or of all. Ends the command for a topic without."""
     from flywheel.stream import scan
     from flywheel.stream.letter import SUFFIX

@@ -14,6 +14,7 @@ from enum import Enum
 
 from flywheel.errors import FatalError, PoisonError
 from flywheel.messages import Replayed
+from flywheel.stream.cluster import Cluster
 from flywheel.stream.letter import Letter, Place, Source
 from flywheel.stream.producer import Producer
 from flywheel.stream.scan import Span, scan, spans
@@ -113,16 +114,16 @@ def spans_of(whole: Iterable[Span], places: Iterable[Place]) -> tuple[list[Span]
     return found, missing
 
 
-async def letters(bootstrap: str, wanted: Iterable[Span]) -> AsyncGenerator[Letter, None]:
+async def letters(kafka: Cluster | str, wanted: Iterable[Span]) -> AsyncGenerator[Letter, None]:
     """Yield the dead letters of the spans."""
-    async with aclosing(scan(bootstrap, wanted)) as records:
+    async with aclosing(scan(kafka, wanted)) as records:
         async for record in records:
             yield Letter.of(record)
 
 
-async def replays(bootstrap: str) -> AsyncGenerator[Replayed, None]:
+async def replays(kafka: Cluster | str) -> AsyncGenerator[Replayed, None]:
     """Yield every replay there was. What somebody else wrote there is none."""
-    async with aclosing(scan(bootstrap, await spans(bootstrap, named=[REPLAYS.name]))) as records:
+    async with aclosing(scan(kafka, await spans(kafka, named=[REPLAYS.name]))) as records:
         async for record in records:
             try:
                 yield Replayed.parse(record.value)
@@ -130,10 +131,10 @@ async def replays(bootstrap: str) -> AsyncGenerator[Replayed, None]:
                 continue
 
 
-async def marks(bootstrap: str) -> Marks:
+async def marks(kafka: Cluster | str) -> Marks:
     """Return which dead letters were replayed."""
     found = Marks()
-    async with aclosing(replays(bootstrap)) as source:
+    async with aclosing(replays(kafka)) as source:
         async for mark in source:
             try:
                 found.add(mark)
@@ -143,20 +144,20 @@ async def marks(bootstrap: str) -> Marks:
 
 
 async def judged(
-    bootstrap: str, wanted: Sequence[Span], selection: Selection, known: Marks
+    kafka: Cluster | str, wanted: Sequence[Span], selection: Selection, known: Marks
 ) -> AsyncGenerator[tuple[Letter, Fate, str], None]:
     """Yield each dead letter that is meant, with its fate. The same twice, as long as the broker keeps them."""
     judge = Judge(selection, known)
-    async with aclosing(letters(bootstrap, wanted)) as source:
+    async with aclosing(letters(kafka, wanted)) as source:
         async for letter in source:
             if selection.wants(letter):
                 yield letter, *judge.of(letter)
 
 
-async def plan(bootstrap: str, wanted: Sequence[Span], selection: Selection, known: Marks) -> Plan:
+async def plan(kafka: Cluster | str, wanted: Sequence[Span], selection: Selection, known: Marks) -> Plan:
     """Say what :func:`replay` would do."""
     out = Plan()
-    async with aclosing(judged(bootstrap, wanted, selection, known)) as source:
+    async with aclosing(judged(kafka, wanted, selection, known)) as source:
         async for letter, fate, why in source:
             out.add(letter, fate, why)
     return out

@@ -15,19 +15,32 @@ from deploy.local.parts import Say
 from deploy.local.ports import PortBook
 from deploy.local.state import StackFiles
 from deploy.local.supervisor import ChildSpec
+from flywheel.connection_settings import KafkaConnection, S3Connection
 from flywheel.settings import LocalSettings
 from flywheel.storage.s3 import S3ObjectStore
 from flywheel.stream.admin import ensure_topics
+from flywheel.stream.cluster import Cluster
 from flywheel.topics import ALL_TOPICS
 
 #: Settings that point a part at an existing server.
 ELSEWHERE = {"kafka": "FLYWHEEL_KAFKA", "postgres": "FLYWHEEL_POSTGRES", "s3": "FLYWHEEL_S3"}
+#: How a part of these is entered: settings that only mean something beside the one that points there.
+ENTRANCE = {
+    "kafka": tuple(f"FLYWHEEL_{name.upper()}" for name in KafkaConnection.model_fields if name != "kafka"),
+    "postgres": (),
+    "s3": ("FLYWHEEL_S3_ACCESS_KEY", "FLYWHEEL_S3_SECRET_KEY", "FLYWHEEL_S3_CA"),
+}
 
 #: Taken when free by a stack with services, so that a person finds what they expect; others get any free ports.
 USUAL_PORTS = {
     "kafka": 9092, "postgres": 5432, "s3": 9000, "gateway": 8080,
     "recorder": 9101, "archiver": 9102, "trainer": 9103, "deployer": 9104,
 }  # fmt: skip
+
+
+def absolute(setting: str, value: str) -> str:
+    """Return the value of a setting of :data:`ENTRANCE` as others can use it, who stand in another folder."""
+    return str(Path(value).resolve()) if setting.endswith(("_FILE", "_CA")) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +152,11 @@ async def declare(name: str, env: Mapping[str, str]) -> str:
     Raises TransientError, OSError or asyncpg.PostgresError while the part is not up yet.
     """
     if name == "kafka":
-        await ensure_topics(env["FLYWHEEL_KAFKA"])
+        await ensure_topics(Cluster(KafkaConnection.of(env)))
         return f"{len(ALL_TOPICS)} topics"
     if name == "postgres":
         await postgres.ensure_database(env["FLYWHEEL_POSTGRES"])
         return "database"
-    store = S3ObjectStore(
-        env["FLYWHEEL_S3"], access_key=env["FLYWHEEL_S3_ACCESS_KEY"], secret_key=env["FLYWHEEL_S3_SECRET_KEY"],
-        bucket=env["FLYWHEEL_S3_BUCKET"], region=env["FLYWHEEL_S3_REGION"],
-    )  # fmt: skip
+    store = S3ObjectStore.from_settings(S3Connection.of(env))
     await asyncio.to_thread(store.ensure_bucket)
     return "bucket"

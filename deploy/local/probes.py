@@ -9,15 +9,21 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from deploy.local import broker, postgres, services
+from deploy.local import postgres, services
 from deploy.local.parts import Part
 from deploy.local.waiting import in_words
+from flywheel.connection_settings import KafkaConnection, S3Connection
+from flywheel.stream.cluster import Cluster
+from flywheel.stream.reach import knock
+from flywheel.tls import Files, RenewingContext
 
 
 async def probe_infrastructure(name: str, env: Mapping[str, str]) -> None:
-    """Ask Kafka, Postgres or S3 at the address in ``env``. Raises OSError or asyncpg.PostgresError."""
+    """Ask Kafka, Postgres or S3 at the address in ``env``. Raises OSError, TransientError or asyncpg.PostgresError
+    while it does not answer, FatalError when Kafka refuses us.
+    """
     if name == "kafka":
-        await broker.probe(env["FLYWHEEL_KAFKA"])
+        await knock(Cluster(KafkaConnection.of(env)))
     elif name == "postgres":
         with suppress(asyncpg.InvalidCatalogNameError):  # it answers; the database is created next
             await postgres.probe(env["FLYWHEEL_POSTGRES"])
@@ -62,11 +68,13 @@ def _probe_bucket(env: Mapping[str, str]) -> None:
     import urllib3
     from minio import Minio
 
-    url = urlsplit(env["FLYWHEEL_S3"])
+    store = S3Connection.of(env)
+    url = urlsplit(store.s3)
+    tls = RenewingContext(Files(store.s3_ca)) if url.scheme == "https" else None
     client = Minio(
-        url.netloc, access_key=env["FLYWHEEL_S3_ACCESS_KEY"], secret_key=env["FLYWHEEL_S3_SECRET_KEY"],
-        secure=url.scheme == "https", region=env["FLYWHEEL_S3_REGION"],
-        http_client=urllib3.PoolManager(timeout=2.0, retries=False),
+        url.netloc, access_key=store.s3_access_key, secret_key=store.s3_secret_key.get_secret_value(),
+        secure=tls is not None, region=store.s3_region,
+        http_client=urllib3.PoolManager(timeout=2.0, retries=False, ssl_context=tls),
     )  # fmt: skip
-    if not client.bucket_exists(env["FLYWHEEL_S3_BUCKET"]):
-        raise LookupError(f"no bucket {env['FLYWHEEL_S3_BUCKET']}")
+    if not client.bucket_exists(store.s3_bucket):
+        raise LookupError(f"no bucket {store.s3_bucket}")

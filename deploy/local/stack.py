@@ -17,7 +17,7 @@ import asyncpg
 
 from deploy.local import probes, services
 from deploy.local.broker import Detour
-from deploy.local.infrastructure import ELSEWHERE, PLANS, Site, declare
+from deploy.local.infrastructure import ELSEWHERE, ENTRANCE, PLANS, Site, absolute, declare
 from deploy.local.leftovers import end_leftovers
 from deploy.local.parts import INFRASTRUCTURE, SERVICES, Part, Say, StackError
 from deploy.local.ports import PortBook
@@ -86,7 +86,7 @@ class LocalStack:
             self._ports = PortBook(previous.ports if previous else None)
             self._supervisor = Supervisor(self._say, self._write_state)
             self._write_state()
-            await self._start_infrastructure()
+            await self._start_infrastructure(self._elsewhere(previous))
             await self._start_services()
             self._ready = True
             self._write_state()
@@ -122,7 +122,7 @@ class LocalStack:
         self._health |= await probes.probe_all(list(self.parts.values()), self.env)
         return self.parts
 
-    async def _start_infrastructure(self) -> None:
+    async def _start_infrastructure(self, elsewhere: Mapping[str, str]) -> None:
         self.env |= {
             "FLYWHEEL_VAR": str(self.files.var),
             "FLYWHEEL_ENV_FILE": str(self.files.env),
@@ -132,22 +132,35 @@ class LocalStack:
         site = Site(
             self.files, self._environ, self._settings, self._ports, bool(self._services), self._say, self._detour
         )
-        ours = read_env(self.files.env)
         async with FirstFailure() as group:
-            for name, setting in ELSEWHERE.items():
-                address = self._environ.get(setting)
-                # A shell that sourced our own env file does not point elsewhere.
-                if address and address != ours.get(setting):
-                    group.create_task(self._use(name, address))
+            for name in ELSEWHERE:
+                if name in elsewhere:
+                    group.create_task(self._use(name, elsewhere[name]))
                 else:
                     group.create_task(self._start_part(name, site))
         self._write_env()
 
+    def _elsewhere(self, previous: StackState | None) -> dict[str, str]:
+        """Return the parts that the environment points elsewhere, with their addresses. How a part is entered is taken
+        out of the environment for those that are started here.
+        """
+        known, env = {part.name: part.state for part in previous.parts} if previous else {}, read_env(self.files.env)
+        found = {}
+        for name, setting in ELSEWHERE.items():
+            address = self._environ.get(setting)
+            given = {each: self._environ.pop(each) for each in ENTRANCE[name] if self._environ.get(each)}
+            # A shell that sourced our own env file points elsewhere only where that file did.
+            ours = address == env.get(setting) and known.get(name) != "external"
+            if address and not ours:
+                found[name] = address
+                self._environ |= {each: absolute(each, value) for each, value in given.items()}
+            elif unused := sorted(each for each, value in given.items() if value != env.get(each)):
+                self._say(f"{name}: {', '.join(unused)} not used: it is started here, {setting} points elsewhere")
+        return found
+
     async def _use(self, name: str, address: str) -> None:
         self.env[ELSEWHERE[name]] = self._addresses[name] = address
-        if name == "s3":
-            for key in ("FLYWHEEL_S3_ACCESS_KEY", "FLYWHEEL_S3_SECRET_KEY"):
-                self.env[key] = self._environ.get(key, "")
+        self.env |= {each: self._environ[each] for each in ENTRANCE[name] if each in self._environ}
         self._say(f"{name}: using {probes.public(address)}, not started here")
         await self._until_declared(name)
 

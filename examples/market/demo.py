@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
-from pydantic import SecretStr
 from rich.console import Console
 
 from deploy.local.parts import StackError
@@ -32,6 +31,7 @@ from examples.market.monitor import Monitor
 from examples.market.result import Result, versions_of
 from examples.market.view import View
 from flywheel.cli.models import import_model
+from flywheel.connection_settings import KafkaConnection, S3Connection
 from flywheel.errors import FlywheelError
 from flywheel.messages import DEFAULT_CHANNEL
 from flywheel.settings import Connections
@@ -78,18 +78,16 @@ def environment(recipe: Recipe) -> dict[str, str]:
     """Return the environment of the demo's own stack: ours, without what points at another stack."""
     elsewhere = ("FLYWHEEL_KAFKA", "FLYWHEEL_POSTGRES", "FLYWHEEL_S3", "FLYWHEEL_VAR", "FLYWHEEL_ENV_FILE")
     paths = [str(ROOT / "shared"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ours = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(elsewhere)}
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(paths)}
     return {**ours, **quiet, **settings(recipe)}
 
 
 def connections(env: Mapping[str, str]) -> Connections:
-    """Return the addresses of a started stack."""
-    return Connections(
-        kafka=env["FLYWHEEL_KAFKA"], postgres=env["FLYWHEEL_POSTGRES"], s3=env["FLYWHEEL_S3"],
-        s3_access_key=env["FLYWHEEL_S3_ACCESS_KEY"], s3_secret_key=SecretStr(env["FLYWHEEL_S3_SECRET_KEY"]),
-        s3_bucket=env["FLYWHEEL_S3_BUCKET"], s3_region=env["FLYWHEEL_S3_REGION"],
-    )  # fmt: skip
+    """Return the addresses of a started stack, whatever our own environment says of another one."""
+    parts = (KafkaConnection.of(env), S3Connection.of(env))
+    found = {name: getattr(part, name) for part in parts for name in type(part).model_fields}
+    return Connections(**found, postgres=env["FLYWHEEL_POSTGRES"])
 
 
 class Demo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,10 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 _PREFIX = "FLYWHEEL_KAFKA_"
 
 
-class KafkaConnection(BaseModel):
-    """Where Kafka is, and how its clients get in. Part of ``Connections``; alone, for whoever configures in code."""
-
+class _Connection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> Self:
+        """Return what ``FLYWHEEL_…`` variables say; an empty one counts as not set. Raises pydantic.ValidationError."""
+        names = {name: f"FLYWHEEL_{name.upper()}" for name in cls.model_fields}
+        return cls.model_validate({name: env[variable] for name, variable in names.items() if env.get(variable)})
+
+
+class KafkaConnection(_Connection):
+    """Where Kafka is, and how its clients get in. Part of ``Connections``; alone, for whoever configures in code."""
 
     kafka: str = Field(default="127.0.0.1:9092", description="bootstrap servers, host:port[,host:port]")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
@@ -79,10 +88,8 @@ class KafkaConnection(BaseModel):
         )
 
 
-class S3Connection(BaseModel):
+class S3Connection(_Connection):
     """Where the object store is, and who we are there. Part of ``Connections``."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     s3: str = Field(default="http://127.0.0.1:9000", description="endpoint URL of any S3 server, http or https")
     s3_access_key: str = Field(default="flywheel", description="access key")

@@ -12,6 +12,7 @@ import asyncpg
 
 from deploy.local import probes
 from deploy.local.stack import LocalStack
+from flywheel.errors import TransientError
 from tests.chaos.schedule import Deed
 
 _SIGNALS = {
@@ -45,7 +46,7 @@ class Servers:
         while True:
             part = self._stack.parts[name]
             if part.pid not in (None, gone) and part.state == "running":
-                with suppress(OSError, asyncpg.PostgresError):
+                with suppress(OSError, TransientError, asyncpg.PostgresError):
                     await probes.probe_infrastructure(name, self._stack.env)
                     assert part.pid is not None
                     return part.pid

@@ -34,9 +34,9 @@ _noise.install()
 
 _REFUSED = (
     AuthenticationFailedError, AuthenticationMethodNotSupported, SaslAuthenticationFailed, IllegalSaslStateError,
-    UnsupportedSaslMechanismError, ClusterAuthorizationFailedError, GroupAuthorizationFailedError,
-    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
 )  # fmt: skip
+_NO_RIGHT = (ClusterAuthorizationFailedError, GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 
 
 #: A killed process's partitions are free after this long.
@@ -71,6 +71,8 @@ def mapped(error: KafkaError | OSError) -> FlywheelError:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MessageSizeTooLargeError | RecordTooLargeError):
         return PoisonError("too_large", text)
+    if isinstance(error, _NO_RIGHT):
+        return FatalError(f"{error}: our Kafka user has no right to that (who needs which: docs/operating.md)")
     if isinstance(error, _REFUSED):
         return FatalError(text)
     return TransientError(text)

@@ -6,8 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
+from flywheel.errors import TransientError
 from flywheel.stream.cluster import Cluster
 from flywheel.stream.reach import reaching
 from flywheel.topics import ALL_TOPICS, Topic
@@ -16,8 +22,8 @@ from flywheel.topics import ALL_TOPICS, Topic
 async def ensure_topics(kafka: Cluster | str, topics: Iterable[Topic] = ALL_TOPICS, replication: int = 1) -> None:
     """Create what is missing; existing topics are left as they are. Safe to call from several processes at once.
 
-    Whoever may not create topics needs none to be missing. Raises TransientError while no broker answers, FatalError
-    when the broker refuses.
+    Raises TransientError while no broker answers, or a topic is missing that our user may not create; FatalError when
+    the broker refuses us.
     """
     kafka = Cluster.of(kafka)
     wanted = [
@@ -39,5 +45,9 @@ async def ensure_topics(kafka: Cluster | str, topics: Iterable[Topic] = ALL_TOPI
 def _check(response: Any) -> None:
     for name, code, *message in response.topic_errors:
         error = for_code(code)
+        if issubclass(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
+            raise TransientError(  # whoever may create it will: an operator of a cluster, a person
+                f"no topic {name} to be seen, and our Kafka user may not create it: waiting for it (docs/topics.md)"
+            )
         if code and not issubclass(error, TopicAlreadyExistsError):
             raise error(f"{name}: {' '.join(str(part) for part in message)}")

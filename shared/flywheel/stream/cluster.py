@@ -12,10 +12,10 @@ import ssl
 from typing import Any
 
 from flywheel.connection_settings import KafkaConnection
-from flywheel.stream import _login
+from flywheel.stream import _connection
 from flywheel.tls import Files, RenewingContext
 
-_login.install()
+_connection.install()
 
 
 class Cluster:
@@ -72,9 +72,9 @@ class Cluster:
         files = Files(settings.kafka_ca, settings.kafka_cert_file, settings.kafka_key_file)
         return RenewingContext(files, check_hostname=settings.kafka_check_hostname)
 
-    def _first_password(self) -> _login.Password:
+    def _first_password(self) -> _connection.Password:
         said, path = self.settings.kafka_password, self.settings.kafka_password_file
         if said is not None:
-            return _login.Password(said.get_secret_value())
+            return _connection.Password(said.get_secret_value())
         assert path is not None  # the settings see to it
-        return _login.Password.read(path)
+        return _connection.Password.read(path)

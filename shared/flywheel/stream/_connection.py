@@ -1,5 +1,10 @@
-"""Logs in with the password as its file has it now. aiokafka keeps the one that a client was made with for ever: when
+"""Two things that aiokafka's connections do otherwise with us.
+
+They log in with the password as its file has it now. aiokafka keeps the one that a client was made with for ever: when
 it is changed, such a client would be kept out from its next connection on, until its process is restarted.
+
+They hang up at once. To end TLS, asyncio and uvloop say goodbye and wait half a minute for an answer, and closing a
+client waits for them. A broker that finds the goodbye right behind a request, in one read, gives neither answer.
 """
 
 from __future__ import annotations
@@ -48,14 +53,24 @@ class Password(str):
 
 
 _handshake: Final = AIOKafkaConnection._do_sasl_handshake
+_close: Final = AIOKafkaConnection.close
 
 
-async def _with_todays_password(connection: Any) -> None:
-    if isinstance(connection._sasl_plain_password, Password):
-        connection._sasl_plain_password = connection._sasl_plain_password.now()
-    await _handshake(connection)
+async def _log_in(self: AIOKafkaConnection) -> None:
+    if isinstance(self._sasl_plain_password, Password):
+        self._sasl_plain_password = self._sasl_plain_password.now()
+    await _handshake(self)
+
+
+def _hang_up(self: AIOKafkaConnection, reason: Any = None, exc: Any = None) -> Any:
+    writer: Any = self._writer
+    closed = _close(self, reason, exc)
+    if writer is not None and self._ssl_context is not None:
+        writer.transport.abort()  # the goodbye is sent; nobody needs what comes after it
+    return closed
 
 
 def install() -> None:
-    """Have every client of this process, Faust's too, log in this way."""
-    AIOKafkaConnection._do_sasl_handshake = _with_todays_password  # pyright: ignore[reportAttributeAccessIssue]
+    """Have every client of this process, Faust's too, do so."""
+    AIOKafkaConnection._do_sasl_handshake = _log_in
+    AIOKafkaConnection.close = _hang_up

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from flywheel.errors import TransientError
+from flywheel.errors import FatalError, TransientError
 from flywheel.log import get_logger
 from flywheel.stream.cluster import Cluster
 from flywheel.stream.offsets import Offsets, read_offsets
@@ -29,14 +29,17 @@ class BrokerWatch:
     pool: asyncpg.Pool
     dead_letters: dict[str, int] | None = None
     lag: dict[str, int] | None = None
+    _let_in: bool = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look every few seconds until asked to stop."""
+        """Look every few seconds until asked to stop. Raises FatalError when the broker refuses us from the start."""
         while not stop.is_set():
             try:
                 await self.look()
+                self._let_in = True
             except Exception as error:
-                if not isinstance(error, TransientError) and store.away(error) is None:
+                refused_by_now = isinstance(error, FatalError) and self._let_in  # a password is being changed, say
+                if not isinstance(error, TransientError) and not refused_by_now and store.away(error) is None:
                     raise
                 self.dead_letters = self.lag = None
                 _log.warning("no word from the broker", error=repr(error))

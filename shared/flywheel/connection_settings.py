@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-_PREFIX = "FLYWHEEL_KAFKA_"
+from flywheel.errors import FatalError
+from flywheel.misfits import describe
+
+PREFIX = "FLYWHEEL_"
+_KAFKA = f"{PREFIX}KAFKA_"
 
 
 class _Connection(BaseModel):
@@ -16,9 +20,14 @@ class _Connection(BaseModel):
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> Self:
-        """Return what ``FLYWHEEL_…`` variables say; an empty one counts as not set. Raises pydantic.ValidationError."""
-        names = {name: f"FLYWHEEL_{name.upper()}" for name in cls.model_fields}
-        return cls.model_validate({name: env[variable] for name, variable in names.items() if env.get(variable)})
+        """Return what ``FLYWHEEL_…`` variables say; an empty one counts as not set. Raises FatalError naming those that
+        do not fit.
+        """
+        names = {name: f"{PREFIX}{name.upper()}" for name in cls.model_fields}
+        try:
+            return cls.model_validate({name: env[variable] for name, variable in names.items() if env.get(variable)})
+        except ValidationError as error:
+            raise FatalError(describe(error, PREFIX)) from error
 
 
 class KafkaConnection(_Connection):
@@ -64,25 +73,25 @@ class KafkaConnection(_Connection):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Refuse what would be ignored: whoever set a password believes that it protects something."""
-        protocol = f"{_PREFIX}SECURITY_PROTOCOL={self.kafka_security_protocol}"
+        protocol = f"{_KAFKA}SECURITY_PROTOCOL={self.kafka_security_protocol}"
         if self.logs_in:
             if not self.kafka_user or not (self.kafka_password or self.kafka_password_file):
-                raise ValueError(f"{protocol} needs {_PREFIX}USER, and {_PREFIX}PASSWORD or {_PREFIX}PASSWORD_FILE")
+                raise ValueError(f"{protocol} needs {_KAFKA}USER, and {_KAFKA}PASSWORD or {_KAFKA}PASSWORD_FILE")
             if self.kafka_password and self.kafka_password_file:
-                raise ValueError(f"{_PREFIX}PASSWORD and {_PREFIX}PASSWORD_FILE are both set: keep one")
+                raise ValueError(f"{_KAFKA}PASSWORD and {_KAFKA}PASSWORD_FILE are both set: keep one")
         elif ignored := self._given("user", "password", "password_file"):
             raise ValueError(f"{protocol} does not log in, but {ignored} is set: choose SASL_SSL, or take that away")
         if not self.speaks_tls and (ignored := self._given("ca", "cert_file", "key_file", "check_hostname")):
             raise ValueError(f"{protocol} is without TLS, but {ignored} is set: choose SASL_SSL, or take that away")
         if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
-            raise ValueError(f"{_PREFIX}CERT_FILE and {_PREFIX}KEY_FILE belong together: set both or none")
+            raise ValueError(f"{_KAFKA}CERT_FILE and {_KAFKA}KEY_FILE belong together: set both or none")
         return self
 
     def _given(self, *names: str) -> str:
         """Return which of these settings are not at their default, by their variables."""
         fields = type(self).model_fields
         return ", ".join(
-            f"{_PREFIX}{name.upper()}"
+            f"{_KAFKA}{name.upper()}"
             for name in names
             if getattr(self, f"kafka_{name}") != fields[f"kafka_{name}"].default
         )

@@ -141,6 +141,18 @@ def test_only_entry_points_and_agents_load_settings() -> None:
     assert offenders == []
 
 
+def test_nobody_hands_on_where_kafka_is_without_how_it_is_entered() -> None:
+    """Servers alone, as text, are a Kafka that lets anybody in. From settings, clients are given a Cluster."""
+    offenders = [
+        f"{module.path.relative_to(ROOT)}:{node.lineno}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr == "kafka"
+        if re.search(r"connections$|Connections\.load\(\)$", ast.unparse(node.value))
+    ]
+    assert offenders == []
+
+
 def storage_offenders(offends: Callable[[Module], bool]) -> list[str]:
     others = (
         m

@@ -39,21 +39,11 @@ def main() -> None:
 
 def describe(error: ValidationError) -> str:
     """Return one line that names each setting that does not fit, by its environment variable where there is one."""
+    from flywheel import misfits
     from flywheel.sections import SECTIONS
 
     prefixes = {section.__name__: section.model_config.get("env_prefix", "") for section in SECTIONS}
-    prefix = prefixes.get(error.title)
-    found = []
-    for detail in error.errors():
-        if not detail["loc"]:  # about several settings: the words name them, and what was given may hold a secret
-            found.append(detail["msg"].removeprefix("Value error, "))
-            continue
-        place = ".".join(str(part) for part in detail["loc"])
-        name = place if prefix is None else f"{prefix}{place}".upper()
-        secret = any(word in name.lower() for word in ("secret", "token", "key", "password", "postgres"))
-        given = "" if secret else f", not {detail['input']!r}"
-        found.append(f"{name}: {detail['msg'][:1].lower()}{detail['msg'][1:]}{given}")
-    return "; ".join(found)
+    return misfits.describe(error, prefixes.get(error.title))
 
 
 def _end(line: str, status: int) -> NoReturn:

@@ -79,8 +79,8 @@ class BaseRecorder(Core):
         settings, service, connections = AgentSettings.load(), ServiceSettings.load(), Connections.load()
         traced = {"tracing": service.otel, "tracing_ratio": service.otel_ratio}
         options = replace(Options.from_settings(settings), **{**traced, **changes})
-        kafka = Cluster(connections) if options.enabled else connections.kafka  # needs no files where nothing is sent
-        return cls(agent_id, kafka, channel=settings.channel, options=options)
+        kafka = (Cluster(connections),) if options.enabled else ()  # needs no files where nothing is sent
+        return cls(agent_id, *kafka, channel=settings.channel, options=options)
 
     @property
     def stats(self) -> Stats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ async def connect(
     """Return a pool for ``dsn`` (a connection URL); ``init`` prepares each connection once. A connection that sends
     nothing for ``idle_in_transaction_s`` within a transaction (None: however long) is ended by the server.
 
-    Raises TransientError while the server is away, FatalError when it refuses us.
+    Raises TransientError while the server is away, FatalError when it refuses us, is not who it should be, or ``dsn``
+    makes no sense.
     """
     limit = (
         {}
@@ -93,11 +95,24 @@ async def connect(
             server_settings={**_SERVER_SETTINGS, **limit},
         )
     except Exception as error:
+        if wrong := _wrong_url(error, dsn):
+            raise FatalError(f"FLYWHEEL_POSTGRES: {wrong}") from error
         if transient(error):
             raise TransientError(f"Postgres is away: {error!r}") from error
         if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
             raise FatalError(f"Postgres refuses us: {error}") from error
         raise
+
+
+def _wrong_url(error: Exception, dsn: str) -> str:
+    """Return what only another connection URL mends, nothing where it may pass by itself."""
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server shows a certificate that sslmode and sslrootcert do not let us trust: {error}"
+    if isinstance(error, FileNotFoundError) and "sslrootcert=" in dsn:
+        return f"the file of its sslrootcert cannot be read: {error}"
+    return ""
 
 
 async def migrate(pool: asyncpg.Pool) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 import shutil
-import struct
 import subprocess
 import uuid
 from collections.abc import Mapping
@@ -23,6 +21,9 @@ JAVA_MAJOR = 17
 
 _HERE = Path(__file__).parent / "kafka"
 _APT = "apt-get install -y --no-install-recommends"
+
+#: The name in a certificate that opens everything.
+ADMINISTRATOR = "administrator"
 
 #: A batch adds its own header to its records.
 _BATCH_OVERHEAD = 64 * 1024
@@ -41,14 +42,57 @@ class Detour:
 
 
 @dataclass(frozen=True, slots=True)
+class Doors:
+    """Two more ways to the broker, with TLS, for those who may do what its ACLs say. Whoever comes by the plain one, or
+    with the certificate of :data:`ADMINISTRATOR`, may do anything.
+
+    ``scram`` is the port for users with a password (SCRAM-SHA-512), ``certificates`` the port for those with a
+    certificate that ``authorities`` (PEM) sign. ``keystore`` (PEM) has the broker's own key and certificate, for
+    ``host``.
+    """
+
+    host: str
+    scram: int
+    certificates: int
+    keystore: Path
+    authorities: Path
+    passwords: Mapping[str, str]
+
+    @property
+    def listeners(self) -> str:
+        """Where it listens."""
+        return f",SCRAM://{self.host}:{self.scram},CERTIFICATES://{self.host}:{self.certificates}"
+
+    def properties(self) -> tuple[str, ...]:
+        """Return what they add to ``server.properties``."""
+        scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        return (
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            f"super.users=User:ANONYMOUS;User:CN={ADMINISTRATOR}",
+            "ssl.keystore.type=PEM",
+            f"ssl.keystore.location={self.keystore}",
+            "ssl.truststore.type=PEM",
+            f"ssl.truststore.location={self.authorities}",
+            f"listener.name.scram.scram-sha-512.sasl.jaas.config={scram}",
+            "listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-512",
+            "listener.name.certificates.ssl.client.auth=required",
+        )
+
+    def users(self) -> tuple[str, ...]:
+        """Return the arguments of ``format`` that make the users."""
+        return tuple(f"--add-scram=SCRAM-SHA-512=[name={n},password={p}]" for n, p in self.passwords.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
-    """How to run one node: where it keeps its data, its two ports, and a detour to it where one is wanted."""
+    """How to run one node: where it keeps its data, its two ports, and further ways to it where some are wanted."""
 
     data: Path
     port: int
     controller_port: int
     heap: str
     detour: Detour | None = None
+    doors: Doors | None = None
 
     @property
     def address(self) -> str:
@@ -62,6 +106,9 @@ class Broker:
         if self.detour is not None:
             listeners += f",DETOUR://127.0.0.1:{self.detour.port}"
             advertised += f",DETOUR://127.0.0.1:{self.detour.advertised}"
+        if self.doors is not None:
+            listeners += self.doors.listeners
+            advertised += self.doors.listeners
         return "\n".join(
             (
                 "process.roles=broker,controller",
@@ -71,7 +118,9 @@ class Broker:
                 f"advertised.listeners={advertised}",
                 "controller.listener.names=CONTROLLER",
                 "inter.broker.listener.name=PLAINTEXT",
-                "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT",
+                "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,DETOUR:PLAINTEXT,"
+                "SCRAM:SASL_SSL,CERTIFICATES:SSL",
+                *(self.doors.properties() if self.doors is not None else ()),
                 f"log.dirs={self.data / 'data'}",
                 "auto.create.topics.enable=false",
                 "offsets.topic.replication.factor=1",
@@ -103,6 +152,7 @@ class Broker:
         argv = [
             *_jvm(java, classpath, "256m"), "kafka.tools.StorageTool", "format",
             f"--cluster-id={_cluster_id()}", "--config", str(properties),
+            *(self.doors.users() if self.doors is not None else ()),
         ]  # fmt: skip
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -171,22 +221,3 @@ def _jvm(java: str, classpath: str, heap: str) -> tuple[str, ...]:
 
 def _cluster_id() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-
-
-async def probe(bootstrap: str, timeout: float = 2.0) -> None:
-    """Ask the first server of ``bootstrap`` for its API versions. Raises OSError when it does not answer in time."""
-    host, _, port = bootstrap.split(",")[0].rpartition(":")
-    async with asyncio.timeout(timeout):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            client = b"flywheel-probe"
-            body = struct.pack(">hhih", 18, 0, 1, len(client)) + client  # ApiVersions v0, correlation id 1
-            writer.write(struct.pack(">i", len(body)) + body)
-            await writer.drain()
-            _, correlation, error = struct.unpack(">iih", await reader.readexactly(10))
-        except asyncio.IncompleteReadError as broken:
-            raise OSError("the connection was closed before an answer") from broken
-        finally:
-            writer.close()
-    if correlation != 1 or error:
-        raise OSError(f"it answers, but not as a Kafka broker (error {error})")

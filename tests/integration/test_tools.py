@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.support.processes import ROOT, ServiceProcesses, service_environment
+from tests.support.command import Command, Done
+from tests.support.processes import ServiceProcesses
 from tests.support.world import rows
 
 pytestmark = pytest.mark.stack
 
 START = "2026-03-01T04:50:00"
-
-
-@dataclass
-class Done:
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class Command:
-    """The ``flywheel`` command in this module's world."""
-
-    environment: dict[str, str]
-
-    async def __call__(self, *arguments: str) -> Done:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "flywheel.cli.main", *arguments, cwd=ROOT, env=service_environment(self.environment),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await process.communicate()
-        return Done(process.returncode or 0, out.decode(), err.decode())
 
 
 @pytest_asyncio.fixture(scope="module")

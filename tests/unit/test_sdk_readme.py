@@ -13,7 +13,8 @@ from flywheel.trajectory import assemble
 from tests.support.processes import ROOT
 
 PAGE = (ROOT / "docs" / "events.md").read_text()
-BY_HAND = [line for line in PAGE.splitlines() if line.startswith('{"kind"')]
+_LINES = [line for line in PAGE.splitlines() if line.startswith('{"kind"')]
+BY_HAND, WITH_A_LOGIN = ([line for line in _LINES if f'"{name}"' in line] for name in ("by-hand-1", "by-hand-2"))
 
 
 def test_the_trajectory_written_by_hand_is_one_of_every_kind_and_whole() -> None:
@@ -22,6 +23,8 @@ def test_the_trajectory_written_by_hand_is_one_of_every_kind_and_whole() -> None
     whole = assemble(parsed)
     assert whole.missing == [] and whole.status == "completed" and whole.total_reward == 2.0
     assert [call.trainable for call in whole.all_llm_calls()] == [True]
+    other = assemble([parse(line) for line in WITH_A_LOGIN])
+    assert other.missing == [] and other.status == "completed"
 
 
 @pytest.mark.parametrize("model", get_args(get_args(Event)[0]))

@@ -160,15 +160,6 @@ def test_agents_may_record_follow_and_acknowledge_and_nothing_else(resources: li
     assert allowed(resources, "flywheel-agents", "Read") == {topics.MODEL_UPDATES.name}
 
 
-def test_only_the_services_come_to_kafka_without_a_name(resources: list[dict[str, Any]]) -> None:
-    listeners = {each["name"]: each for each in one(resources, "Kafka", "flywheel")["spec"]["kafka"]["listeners"]}
-    (peer,) = listeners["plain"]["networkPolicyPeers"]
-    (rule,) = peer["podSelector"]["matchExpressions"]
-    assert set(rule["values"]) == set(NAMES) and "namespaceSelector" not in peer
-    assert listeners["scram"]["tls"] is True and listeners["scram"]["authentication"]["type"] == "scram-sha-512"
-    assert all(environment(resources, name)["FLYWHEEL_KAFKA"].endswith(":9092") for name in NAMES)
-
-
 def most(resources: list[dict[str, Any]], name: str) -> int:
     """Return how many of a service there can be, with the pod that a rolling update adds."""
     scalers: list[Resource] = [
